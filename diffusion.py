@@ -1,0 +1,199 @@
+"""The forward process, its posterior, and every reverse sampler: section 2.1, eqs. (1), (2), (10).
+
+t runs from 1 to T. Tables have T+1 entries and entry 0 is clean data (beta_0 = 0, alpha_bar_0 = 1), so that
+the posterior at t = 1 is exactly x_0 with variance 0. What is undefined at t = 0 is NaN.
+Nothing here knows the shape of the data: images (B, C, H, W) and 2-D points (B, 2) go through the same lines.
+"""
+
+import math
+
+import torch
+
+
+def vp_log_alpha_bar(s):
+    """log alpha_bar(s) of the variance-preserving diffusion, s = t/T in [0, 1] (Song et al. 2021, eq. (33)).
+
+    One schedule for every T: at T = 1000 it is DDPM's linear beta = 1e-4..0.02, at T = 4 it is DDGAN's.
+    """
+    beta_min, beta_max = 0.1, 20.0  # Song et al. 2021, appendix C; DDGAN's reference code uses the same two
+    return -beta_min * s - (beta_max - beta_min) * s**2 / 2
+
+
+def cosine_log_alpha_bar(s):
+    """log alpha_bar(s) of the cosine schedule, s = t/T in [0, 1] (Nichol and Dhariwal 2021, eq. (17))."""
+    f = torch.cos((s + 0.008) / 1.008 * math.pi / 2).clamp(min=1e-8) ** 2  # cos is 0 at s = 1
+    return torch.log(f / f[0])
+
+
+SCHEDULES = {"vp": vp_log_alpha_bar, "cosine": cosine_log_alpha_bar}
+
+
+def at(table, t, like):
+    """table[t] for t of shape (B,), broadcastable against `like`: (T+1,), (B,) -> (B, 1, ..., 1)."""
+    return table[t].view(-1, *[1] * (like.dim() - 1))
+
+
+class Diffusion:
+    """Tables of the forward process for t = 0..T and everything that follows from them in closed form.
+
+    Arguments: the number of steps T >= 1 and the name of a schedule, "vp" or "cosine".
+    Tables (float32, built in float64, shape (T+1,)): beta, alpha, alpha_bar, beta_tilde.
+    All methods take int64 t of shape (B,) with values 1..T and tensors of shape (B, ...).
+    Raises ValueError for T < 1 and for an unknown schedule.
+    """
+
+    def __init__(self, T, schedule="vp", device="cpu"):
+        if T < 1:
+            raise ValueError(f"T = {T}: the diffusion needs at least one step")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        s = torch.arange(T + 1, dtype=torch.float64) / T
+        log_alpha = SCHEDULES[schedule](s).diff()
+        # As small as the whole of "vp" lets alpha_bar_T become. Nichol and Dhariwal clip beta at 0.999, which
+        # for T of a few steps would leave alpha_bar_T = 1e-3: x_T would still show x_0.
+        self._build(log_alpha.clamp(min=math.log(4e-5)), torch.arange(T + 1), device)
+
+    def _build(self, log_alpha, tau, device):
+        """Fill the tables from log alpha_t, t = 1..T; tau[t] is the time that the networks are told, (T+1,)."""
+        zero, nan = torch.zeros(1, dtype=torch.float64), torch.full((1,), math.nan, dtype=torch.float64)
+        log_alpha_bar = torch.cat([zero, log_alpha.cumsum(0)])
+        beta = torch.cat([zero, -torch.expm1(log_alpha)])
+        one_minus_alpha_bar = -torch.expm1(log_alpha_bar)
+        # beta_tilde_t = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)    (the print of (6) drops beta_t)
+        beta_tilde = torch.cat([nan, beta[1:] * one_minus_alpha_bar[:-1] / one_minus_alpha_bar[1:]])
+        # E[x_{t-1} | x_t, x_0] = mean_x_0 x_0 + mean_x_t x_t    (paper 003, sec. 2.2)
+        sqrt_alpha, sqrt_alpha_bar = torch.exp(torch.cat([zero, log_alpha]) / 2), torch.exp(log_alpha_bar / 2)
+        mean_x_0 = torch.cat([nan, sqrt_alpha_bar[:-1] * beta[1:] / one_minus_alpha_bar[1:]])
+        mean_x_t = torch.cat([nan, sqrt_alpha[1:] * one_minus_alpha_bar[:-1] / one_minus_alpha_bar[1:]])
+
+        def table(values):
+            return values.to(device, torch.float32)
+
+        self.T, self.device, self._log_alpha_bar = len(log_alpha), device, log_alpha_bar
+        self.tau = tau.to(device)
+        self.beta, self.alpha = table(beta), table(1 - beta)
+        self.alpha_bar, self.one_minus_alpha_bar = table(torch.exp(log_alpha_bar)), table(one_minus_alpha_bar)
+        self.beta_tilde, self.mean_x_0, self.mean_x_t = table(beta_tilde), table(mean_x_0), table(mean_x_t)
+
+    def strided(self, tau):
+        """The same process seen only at a sub-sequence of its steps: what few-step samplers run on.
+
+        tau is the number of steps S (spread evenly over 1..T) or the increasing times themselves, the last
+        of them T. Returns a Diffusion of S steps whose tables come from alpha_bar[tau]; its `tau` holds
+        the original times, which the networks were trained on. Raises ValueError for what is no sub-sequence.
+        """
+        if isinstance(tau, int):
+            if not 1 <= tau <= self.T:
+                raise ValueError(f"steps = {tau}: choose between 1 and T = {self.T}")
+            tau = [(2 * i * self.T + tau) // (2 * tau) for i in range(1, tau + 1)]  # i T / S, rounded half up
+        tau = torch.tensor([0, *tau])
+        if (tau.diff() < 1).any() or tau[-1] != self.T:
+            raise ValueError(f"steps {tau[1:].tolist()}: give increasing times from 1 to T = {self.T}, T included")
+        sub = object.__new__(Diffusion)
+        sub._build(self._log_alpha_bar[tau].diff(), self.tau.cpu()[tau], self.device)
+        return sub
+
+    # -- forward ------------------------------------------------------------------------------------------
+
+    def q_step(self, x_prev, t):
+        """Sample x_t ~ q(x_t | x_{t-1}), eq. (1)."""
+        beta = at(self.beta, t, like=x_prev)
+        return torch.sqrt(1 - beta) * x_prev + torch.sqrt(beta) * torch.randn_like(x_prev)
+
+    def q_sample(self, x_0, t, eps=None):
+        """Sample x_t ~ q(x_t | x_0), eq. (2), with the noise eps where it is given; t = 0 returns x_0."""
+        eps = torch.randn_like(x_0) if eps is None else eps
+        alpha_bar, variance = at(self.alpha_bar, t, like=x_0), at(self.one_minus_alpha_bar, t, like=x_0)
+        return torch.sqrt(alpha_bar) * x_0 + torch.sqrt(variance) * eps
+
+    def q_pair(self, x_0, t):
+        """Sample the pair (x_{t-1}, x_t) ~ q(x_{t-1}, x_t | x_0) that DDGAN trains on, eqs. (2) and (1)."""
+        x_prev = self.q_sample(x_0, t - 1)
+        return x_prev, self.q_step(x_prev, t)
+
+    # -- posterior ----------------------------------------------------------------------------------------
+
+    def posterior(self, x_0, x_t, t):
+        """Mean (B, ...) and variance (B, 1, ...) of the normal q(x_{t-1} | x_t, x_0), paper 003, sec. 2.2."""
+        mean = at(self.mean_x_0, t, like=x_0) * x_0 + at(self.mean_x_t, t, like=x_t) * x_t
+        return mean, at(self.beta_tilde, t, like=x_t)
+
+    def posterior_sample(self, x_0, x_t, t):
+        """Sample x_{t-1} ~ q(x_{t-1} | x_t, x_0); with x_0 = G(x_t, z, t) it is p_theta of eq. (10)."""
+        mean, variance = self.posterior(x_0, x_t, t)
+        return mean + torch.sqrt(variance) * torch.randn_like(x_t)
+
+    def x_0_from_eps(self, x_t, eps, t):
+        """The x_0 that eq. (2) took to x_t with the noise eps."""
+        alpha_bar, variance = at(self.alpha_bar, t, like=x_t), at(self.one_minus_alpha_bar, t, like=x_t)
+        return (x_t - torch.sqrt(variance) * eps) / torch.sqrt(alpha_bar)
+
+    def eps_from_x_0(self, x_t, x_0, t):
+        """The noise with which eq. (2) took x_0 to x_t: the second line of eq. (6)."""
+        alpha_bar, variance = at(self.alpha_bar, t, like=x_t), at(self.one_minus_alpha_bar, t, like=x_t)
+        return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
+
+    # -- reverse samplers ---------------------------------------------------------------------------------
+    # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `on_step` is called with (t, x_{t-1}) after
+    # each step. `clip` bounds the predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
+
+    def _steps(self, x_t):
+        """Yield (t, what the network is told of t), both int64 of shape (B,), for t = T..1."""
+        for step in range(self.T, 0, -1):
+            t = torch.full((len(x_t),), step, dtype=torch.int64, device=x_t.device)
+            yield t, self.tau[t]
+
+    def _predict_x_0(self, eps_theta, x_t, t, time, clip):
+        x_0 = self.x_0_from_eps(x_t, eps_theta(x_t, time), t)
+        return x_0.clamp(-1, 1) if clip else x_0
+
+    @torch.no_grad()
+    def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True, on_step=None):
+        """Algorithm 2 of DDPM (paper 003) with sigma_t^2 = beta_t or beta_tilde_t; strided(S) makes it shorter.
+
+        eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for another variance.
+        """
+        if variance not in ("beta", "beta_tilde"):
+            raise ValueError(f"variance {variance!r}: choose beta or beta_tilde")
+        sigma = torch.sqrt(getattr(self, variance))
+        x_t = x_T
+        for t, time in self._steps(x_T):
+            # x_{t-1} = (x_t - (1 - alpha_t) / sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) / sqrt(alpha_t) + sigma_t z
+            # is the posterior's mean with eps_theta's x_0 put in; written so, x_0 can be clipped
+            mean, _ = self.posterior(self._predict_x_0(eps_theta, x_t, t, time, clip), x_t, t)
+            z = torch.randn_like(x_t) if t[0] > 1 else 0
+            x_t = mean + at(sigma, t, like=x_t) * z
+            if on_step:
+                on_step(int(t[0]), x_t)
+        return x_t
+
+    @torch.no_grad()
+    def ddim(self, eps_theta, x_T, eta=0.0, clip=True, on_step=None):
+        """DDIM (Song, Meng, Ermon 2021, eqs. (12) and (16)): eta = 0 is deterministic, 1 is ancestral sampling.
+
+        eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for eta outside [0, 1].
+        """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta = {eta}: choose between 0 (deterministic) and 1 (ancestral)")
+        x_t = x_T
+        for t, time in self._steps(x_T):
+            x_0 = self._predict_x_0(eps_theta, x_t, t, time, clip)
+            eps = self.eps_from_x_0(x_t, x_0, t)
+            variance = eta**2 * at(self.beta_tilde, t, like=x_t)
+            direction = torch.sqrt((at(self.one_minus_alpha_bar, t - 1, like=x_t) - variance).clamp(min=0)) * eps
+            noise = torch.sqrt(variance) * torch.randn_like(x_t) if eta else 0
+            x_t = torch.sqrt(at(self.alpha_bar, t - 1, like=x_t)) * x_0 + direction + noise
+            if on_step:
+                on_step(int(t[0]), x_t)
+        return x_t
+
+    @torch.no_grad()
+    def ddgan(self, G, x_T, z_dim, on_step=None):
+        """The reverse chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)), z ~ N(0, I) (B, z_dim)."""
+        x_t = x_T
+        for t, time in self._steps(x_T):
+            z = torch.randn(len(x_t), z_dim, device=x_t.device)
+            x_t = self.posterior_sample(G(x_t, z, time), x_t, t)
+            if on_step:
+                on_step(int(t[0]), x_t)
+        return x_t

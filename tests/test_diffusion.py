@@ -1,0 +1,229 @@
+"""Claims of section 2.1 about diffusion.py. Monte-Carlo tolerances are five standard errors of the estimate."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from diffusion import SCHEDULES, Diffusion
+
+T_OF_INTEREST = [1, 2, 4, 10, 1000]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("T", [1, 4, 50])
+def test_forward_chain_iterated_with_1_has_the_moments_of_2(T, schedule):
+    diffusion, n = Diffusion(T, schedule), 100_000
+    x = torch.full((n, 1), 0.7)
+    for t in range(1, T + 1):
+        x = diffusion.q_step(x, torch.full((n,), t))
+        mean, variance = diffusion.alpha_bar[t].sqrt() * 0.7, 1 - diffusion.alpha_bar[t]
+        assert x.mean() == pytest.approx(mean.item(), abs=5 * (variance / n).sqrt().item() + 1e-6)
+        assert x.var() == pytest.approx(variance.item(), rel=5 * math.sqrt(2 / n))
+        x_t = diffusion.q_sample(torch.full((n, 1), 0.7), torch.full((n,), t))
+        assert x_t.mean() == pytest.approx(mean.item(), abs=5 * (variance / n).sqrt().item() + 1e-6)
+        assert x_t.var() == pytest.approx(variance.item(), rel=5 * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("T", [2, 4, 10])
+def test_the_pair_has_the_joint_moments_of_the_chain(T):
+    diffusion, n = Diffusion(T), 200_000
+    for t in range(2, T + 1):
+        x_prev, x_t = diffusion.q_pair(torch.full((n, 1), -0.4), torch.full((n,), t))
+        pair = torch.cat([x_prev, x_t], dim=1)  # (n, 2)
+        alpha, alpha_bar, before = diffusion.alpha[t], diffusion.alpha_bar[t], diffusion.alpha_bar[t - 1]
+        mean = -0.4 * torch.stack([before.sqrt(), alpha_bar.sqrt()])
+        covariance = (1 - before) * torch.tensor([[1, alpha.sqrt()], [alpha.sqrt(), 0]])
+        covariance[1, 1] = 1 - alpha_bar
+        torch.testing.assert_close(pair.mean(0), mean, rtol=0, atol=5 / math.sqrt(n))
+        torch.testing.assert_close(pair.T.cov(), covariance, rtol=0, atol=5 * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("T", T_OF_INTEREST)
+def test_posterior_is_bayes_rule(T, schedule):
+    """Conditioning the joint normal of (x_{t-1}, x_t) given x_0, built from (1) and (2) alone, in float64."""
+    diffusion, x_0 = Diffusion(T, schedule), 0.3
+    for t in {2, T // 2 + 1, T} - {1}:
+        if t > T:
+            continue
+        beta = diffusion.beta[t].double()
+        alpha_bar_before = diffusion.alpha_bar[t - 1].double()
+        variance_before = diffusion.one_minus_alpha_bar[t - 1].double()
+        for x_t in (-1.0, 0.5):
+            # p(x_{t-1}) = N(m, v), x_t = sqrt(1 - beta) x_{t-1} + N(0, beta)  =>  x_{t-1} | x_t by the gain of a Kalman filter
+            m, v, a = alpha_bar_before.sqrt() * x_0, variance_before, (1 - beta).sqrt()
+            gain = v * a / (a**2 * v + beta)
+            mean, variance = diffusion.posterior(torch.full((1, 1), x_0), torch.full((1, 1), x_t), torch.tensor([t]))
+            assert mean.item() == pytest.approx((m + gain * (x_t - a * m)).item(), abs=1e-5)
+            assert variance.item() == pytest.approx(((1 - gain * a) * v).item(), rel=1e-4)
+
+
+def test_posterior_is_bayes_rule_by_numerical_integration():
+    diffusion, x_0, x_t, t = Diffusion(4), 0.3, -0.8, torch.tensor([3])
+    x_prev = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    alpha_bar, beta = diffusion.alpha_bar[2].double(), diffusion.beta[3].double()
+    density = torch.exp(-((x_prev - alpha_bar.sqrt() * x_0) ** 2) / (2 * (1 - alpha_bar)))  # q(x_2 | x_0), eq. (2)
+    density = density * torch.exp(-((x_t - (1 - beta).sqrt() * x_prev) ** 2) / (2 * beta))  # q(x_3 | x_2), eq. (1)
+    density = density / density.sum()
+    mean, variance = diffusion.posterior(torch.full((1, 1), x_0), torch.full((1, 1), x_t), t)
+    assert mean.item() == pytest.approx((density * x_prev).sum().item(), abs=1e-5)
+    assert variance.item() == pytest.approx((density * (x_prev - mean.item()) ** 2).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("T", T_OF_INTEREST)
+def test_posterior_at_t_1_is_x_0_with_variance_0(T):
+    x_0, x_t = torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4)
+    mean, variance = Diffusion(T).posterior(x_0, x_t, torch.ones(8, dtype=torch.int64))
+    assert torch.equal(mean, x_0) and not variance.any()
+
+
+def test_tables_at_1000_agree_with_the_linear_schedule_of_ddpm():
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    ours = Diffusion(1000).alpha_bar[1:].double()
+    assert (ours - torch.cumprod(1 - beta, dim=0)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_almost_nothing_of_x_0_is_left_at_T_for_every_T(schedule):
+    for T in range(1, 1001):
+        diffusion = Diffusion(T, schedule)
+        assert diffusion.alpha_bar[T] < 1e-4
+        assert (diffusion.beta[1:] > 0).all() and (diffusion.beta[1:] < 1).all()
+
+
+def test_what_is_undefined_at_0_is_nan_and_the_rest_is_clean_data():
+    diffusion = Diffusion(4)
+    assert diffusion.alpha_bar[0] == 1 and diffusion.beta[0] == 0
+    assert diffusion.beta_tilde[0].isnan() and diffusion.mean_x_0[0].isnan() and diffusion.mean_x_t[0].isnan()
+
+
+def test_eps_and_x_0_are_each_others_inverse():
+    diffusion, t = Diffusion(10), torch.arange(1, 11)
+    x_0, eps = torch.randn(10, 2), torch.randn(10, 2)
+    x_t = diffusion.q_sample(x_0, t, eps)
+    torch.testing.assert_close(diffusion.eps_from_x_0(x_t, x_0, t), eps, rtol=0, atol=1e-4)
+    # float32 loses 1/sqrt(alpha_bar_T) = 150 units in the last place of x_t
+    torch.testing.assert_close(diffusion.x_0_from_eps(x_t, eps, t), x_0, rtol=0, atol=1e-3)
+
+
+# -- samplers on data ~ N(m, S) in two dimensions, where the perfect eps_theta is known -----------------------
+
+MEAN = torch.tensor([0.5, -1.0])
+COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
+
+
+def perfect_eps(diffusion):
+    """E[eps | x_t]: x_t is N(sqrt(alpha_bar) m, alpha_bar S + (1 - alpha_bar) I), and eps = -sqrt(1 - alpha_bar) score."""
+
+    def eps_theta(x_t, t):
+        alpha_bar = diffusion.alpha_bar[t[0]].double()
+        covariance = alpha_bar * COVARIANCE.double() + (1 - alpha_bar) * torch.eye(2, dtype=torch.float64)
+        residual = x_t.double() - alpha_bar.sqrt() * MEAN
+        return ((1 - alpha_bar).sqrt() * residual @ torch.linalg.inv(covariance)).float()
+
+    return eps_theta
+
+
+@pytest.mark.parametrize("sampler", [
+    lambda d, eps, x: d.ancestral(eps, x, clip=False),
+    lambda d, eps, x: d.ancestral(eps, x, "beta", clip=False),
+    lambda d, eps, x: d.ddim(eps, x, 0.0, clip=False),
+    lambda d, eps, x: d.ddim(eps, x, 0.5, clip=False),
+    lambda d, eps, x: d.ddim(eps, x, 1.0, clip=False),
+    lambda d, eps, x: d.strided(200).ddim(eps, x, 0.0, clip=False),
+    lambda d, eps, x: d.strided(200).ancestral(eps, x, clip=False),
+], ids=["beta-tilde", "beta", "ddim-0", "ddim-0.5", "ddim-1", "strided-ddim", "strided-ancestral"])
+def test_a_perfect_eps_theta_makes_each_sampler_return_the_data(sampler):
+    diffusion, n = Diffusion(1000), 40_000
+    samples = sampler(diffusion, perfect_eps(diffusion), torch.randn(n, 2))
+    # 0.02: the discretisation at 200 steps (0.008 at most, measured with n = 10^6) and 2.5 standard errors
+    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=0.02)
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("T", [1, 2, 4])
+def test_a_perfect_generator_makes_the_ddgan_sampler_return_the_data_in_few_steps(T):
+    """G draws x_0 from the true q(x_0 | x_t): eq. (10) is then exact for every T."""
+    diffusion, n = Diffusion(T), 100_000
+
+    def G(x_t, z, t):
+        alpha_bar = diffusion.alpha_bar[t[0]]
+        gain = alpha_bar.sqrt() * COVARIANCE @ torch.linalg.inv(alpha_bar * COVARIANCE + (1 - alpha_bar) * torch.eye(2))
+        conditional = COVARIANCE - gain @ (alpha_bar.sqrt() * COVARIANCE)
+        return MEAN + (x_t - alpha_bar.sqrt() * MEAN) @ gain.T + z @ torch.linalg.cholesky(conditional).T
+
+    samples = diffusion.ddgan(G, torch.randn(n, 2), z_dim=2)
+    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=5 * math.sqrt(0.5 / n) + 0.01)  # 0.01: alpha_bar_T > 0
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=5 * math.sqrt(2 * 0.25 / n))
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_with_eta_1_on_all_steps_is_ancestral_sampling(clip):
+    diffusion, x_T = Diffusion(20), torch.randn(5, 1, 4, 4)
+
+    def eps_theta(x_t, t):
+        return torch.sin(3 * x_t) + 0.1 * t.view(-1, 1, 1, 1)
+
+    torch.manual_seed(1)
+    ancestral = diffusion.ancestral(eps_theta, x_T, clip=clip)
+    torch.manual_seed(1)
+    ddim = diffusion.ddim(eps_theta, x_T, eta=1.0, clip=clip)
+    scale = ancestral.abs().max().item()  # without clipping the nonsense of this eps_theta grows
+    torch.testing.assert_close(ddim, ancestral, rtol=0, atol=1e-4 * scale)
+
+
+def test_ancestral_step_is_algorithm_2_as_printed():
+    diffusion, x_t, eps = Diffusion(10), torch.randn(3, 2), torch.randn(3, 2)
+    for t in range(1, 11):
+        alpha, alpha_bar = diffusion.alpha[t], diffusion.alpha_bar[t]
+        printed = (x_t - (1 - alpha) / torch.sqrt(1 - alpha_bar) * eps) / torch.sqrt(alpha)
+        time = torch.full((3,), t)
+        mean, _ = diffusion.posterior(diffusion.x_0_from_eps(x_t, eps, time), x_t, time)
+        torch.testing.assert_close(mean, printed, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tau", [1, 7, 10, [1, 4, 10], [10]])
+def test_a_strided_process_keeps_alpha_bar_and_tells_networks_the_original_times(tau):
+    diffusion = Diffusion(10)
+    sub = diffusion.strided(tau)
+    assert sub.T == (tau if isinstance(tau, int) else len(tau)) and sub.tau[0] == 0 and sub.tau[-1] == 10
+    torch.testing.assert_close(sub.alpha_bar, diffusion.alpha_bar[sub.tau])
+    told = []
+    sub.ddim(lambda x_t, t: told.append(t[0].item()) or x_t, torch.randn(2, 2))
+    assert told == sub.tau[1:].flip(0).tolist()
+
+
+def test_samplers_do_not_care_about_the_shape_of_the_data():
+    diffusion = Diffusion(3)
+    for shape in [(4, 2), (4, 1, 28, 28), (4, 3, 8, 6), (4, 5)]:
+        eps_theta = lambda x_t, t: 0.5 * x_t
+        for sample in (diffusion.ancestral(eps_theta, torch.randn(shape)), diffusion.ddim(eps_theta, torch.randn(shape), 0.5),
+                       diffusion.ddgan(lambda x_t, z, t: 0.1 * x_t, torch.randn(shape), 6)):
+            assert sample.shape == shape and sample.isfinite().all()
+
+
+@pytest.mark.parametrize("call, named", [
+    (lambda: Diffusion(0), "T = 0"),
+    (lambda: Diffusion(4, "linear"), "'linear'"),
+    (lambda: Diffusion(4).strided(5), "steps = 5"),
+    (lambda: Diffusion(4).strided(0), "steps = 0"),
+    (lambda: Diffusion(4).strided([1, 1, 4]), r"\[1, 1, 4\]"),
+    (lambda: Diffusion(4).strided([1, 3]), r"\[1, 3\]"),
+    (lambda: Diffusion(4).ddim(None, torch.zeros(1, 2), eta=1.5), "eta = 1.5"),
+    (lambda: Diffusion(4).ancestral(None, torch.zeros(1, 2), variance="learned"), "'learned'"),
+])
+def test_wrong_arguments_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
+
+
+def test_the_reference_normal_of_these_tests_is_what_torch_calls_normal():
+    samples = MultivariateNormal(MEAN, COVARIANCE).sample((100_000,))
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=0.02)

@@ -1,0 +1,81 @@
+"""Claims of sections 3.1 and 3.2 about the networks."""
+
+import pytest
+import torch
+
+from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, embed_time, preset
+
+SMALL = {"width": 16, "mult": (1, 2), "blocks": 1}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def waken(network):
+    """Give the layers that start at zero random weights, as a step of training would."""
+    for name, p in network.named_parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("channels, size", [(1, 28), (3, 32)])
+def test_shapes_in_are_shapes_out(fold, channels, size):
+    x, t, z = torch.randn(3, channels, size, size), torch.tensor([1, 2, 4]), torch.randn(3, 8)
+    sizes = {**SMALL, "channels": channels, "fold": fold}
+    assert UNet(**sizes)(x, t).shape == x.shape
+    x_0 = Generator(z_dim=8, **sizes)(x, z, t)
+    assert x_0.shape == x.shape and x_0.abs().max() <= 1
+    assert Discriminator(**sizes, size=size)(x, x, t).shape == (3,)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_runs(name):
+    assert UNet(**preset(name))(torch.randn(1, 1, 28, 28), torch.tensor([1])).shape == (1, 1, 28, 28)
+    assert preset(name, 16)["width"] == 16 and preset(name)["width"] == PRESETS[name]["width"]
+
+
+def test_every_input_counts():
+    """D sees x_{t-1}, x_t and t; G sees x_t, z and t; each sample only its own."""
+    x, y, z = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28), torch.randn(2, 8)
+    t = torch.tensor([1, 1])
+    D, G = waken(Discriminator(**SMALL)), waken(Generator(z_dim=8, **SMALL))
+    for network, inputs in ((D, (x, y, t)), (G, (x, z, t))):
+        before = network(*inputs)
+        for i, changed in enumerate(inputs):
+            changed = changed.clone()
+            changed[0] += 1
+            after = network(*inputs[:i], changed, *inputs[i + 1:])
+            assert (after[0] - before[0]).abs().max() > 1e-4, i
+            torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
+
+
+def test_generator_sees_the_direction_of_z_not_its_length():
+    G, x, z, t = waken(Generator(z_dim=8, **SMALL)), torch.randn(2, 1, 28, 28), torch.randn(2, 8), torch.tensor([1, 2])
+    torch.testing.assert_close(G(x, 5 * z, t), G(x, z, t), rtol=0, atol=1e-5)
+
+
+def test_all_parameters_of_each_network_are_trained():
+    x, z, t = torch.randn(2, 1, 28, 28), torch.randn(2, 8), torch.tensor([1, 2])
+    for network, inputs in ((UNet(**SMALL), (x, t)), (Generator(z_dim=8, **SMALL), (x, z, t)), (Discriminator(**SMALL), (x, x, t))):
+        waken(network)(*inputs).square().sum().backward()
+        idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not idle, idle
+
+
+def test_embedding_of_time_tells_all_steps_apart():
+    e = embed_time(torch.arange(1, 1001), 64)
+    assert e.shape == (1000, 64) and e.abs().max() <= 1
+    distances = torch.cdist(e, e) + 10 * torch.eye(1000)
+    assert distances.min() > 0.1
+
+
+def test_autocast_is_bfloat16_only_if_asked_or_fast():
+    layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with bf16_autocast("cpu", True):
+        assert layer(x).dtype == torch.bfloat16
+    with bf16_autocast("cpu", False):
+        assert layer(x).dtype == torch.float32

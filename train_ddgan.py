@@ -1,0 +1,87 @@
+"""Train a DDGAN, sections 2.3 and 3.2: each of T large denoising steps is a conditional GAN.
+
+    python train_ddgan.py                              # sized for a GPU
+    python train_ddgan.py --preset cpu --steps 6000    # an hour on one CPU core
+
+Writes into runs/ddgan what train_ddpm.py writes into runs/ddpm. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
+for each t: it should be clearly positive at t = 1 and fall with t. The losses say little, because at large t
+real and fake are both almost noise.
+"""
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from data import load, normalize, number, one_line_errors
+from losses import discriminator_loss, generator_loss, r1_penalty
+from train_ddpm import Run, training_parser
+from unet import Discriminator, bf16_autocast, preset
+
+R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
+
+
+def main():
+    parser = training_parser(__doc__, T=4, out="runs/ddgan")
+    flag = parser.add_argument
+    flag("--lr-g", type=number(float, above=0), default=1e-4, help="Adam's learning rate for G, decayed to 0 by a cosine")
+    flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; a D that falls behind G leaves it at chance")
+    flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
+    flag("--z-dim", type=number(int, 1), default=64, help="dimensions of the latent z")
+    run = Run("DDGAN", parser)
+    args, G, diffusion = run.args, run.model.network, run.model.diffusion
+
+    images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
+    D = Discriminator(**preset(args.preset, args.width)).to(args.device)
+    betas = (0.5, 0.9)  # DDGAN, Table 6
+    optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
+    optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
+    scheduler_G, scheduler_D = CosineAnnealingLR(optimizer_G, args.steps), CosineAnnealingLR(optimizer_D, args.steps)
+    parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
+
+    for _ in run.steps(check=warn_if_at_chance, **parts):
+        x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
+        t = torch.randint(1, args.T + 1, (args.batch,), device=args.device)
+        z = torch.randn(args.batch, args.z_dim, device=args.device)
+        x_prev, x_t = diffusion.q_pair(x_0, t)
+        with bf16_autocast(args.device, args.amp):
+            x_0_fake = G(x_t, z, t).float()
+        x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
+
+        # D, eq. (8): real and fake in one batch, which is the same and faster
+        with bf16_autocast(args.device, args.amp):
+            V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
+        V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
+        loss_D = discriminator_loss(V_real, V_fake)
+        penalty = torch.zeros(())
+        if args.r1 and run.step % R1_EVERY == 0:
+            penalty = args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
+        optimizer_D.zero_grad()
+        (loss_D + penalty).backward()
+        optimizer_D.step()
+
+        # G, eq. (9), against the D just updated, with the same fakes
+        D.requires_grad_(False)
+        with bf16_autocast(args.device, args.amp):
+            V_fake_new = D(x_prev_fake, x_t, t)
+        loss_G = generator_loss(V_fake_new)
+        optimizer_G.zero_grad()
+        loss_G.backward()
+        optimizer_G.step()
+        D.requires_grad_(True)
+
+        scheduler_G.step()
+        scheduler_D.step()
+        run.ema.update_parameters(G)
+        one_hot = torch.nn.functional.one_hot(t, args.T + 1).float()  # (B,) -> (B, T+1)
+        run.log(loss_D=loss_D, loss_G=loss_G, gap=((V_real - V_fake).detach() @ one_hot, one_hot.sum(0)))
+
+
+def warn_if_at_chance(row):
+    """Say so when D cannot tell real from fake even at t = 1: with bad samples that is a failed run, no equilibrium."""
+    if abs(row["gap_1"]) < 0.1:
+        tqdm.write(f"step {row['step']}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, D is at chance: lower --lr-g, raise --lr-d or lower --r1")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

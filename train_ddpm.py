@@ -1,0 +1,247 @@
+"""Train the DDPM of section 3.1: Algorithm 1 (paper 003) on the U-Net of unet.py.
+
+    python train_ddpm.py                              # sized for a GPU
+    python train_ddpm.py --preset cpu --steps 7000    # an hour on one CPU core
+
+Writes into runs/ddpm: model.pt (for sample.py and fid.py), checkpoint.pt (for --resume), log.csv, grids of samples.
+The algorithm is `main`; `Run` and what stands around it serve the other trainers as well.
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from data import BadInput, Parser, check_writable, load, normalize, number, one_line_errors, write_atomically
+from losses import simple_loss
+from sample import Model, device, generate, read_checkpoint, save_grid
+from unet import PRESETS, bf16_autocast, preset
+
+
+def main():
+    parser = training_parser(__doc__, T=1000, out="runs/ddpm")
+    parser.add_argument("--lr", type=number(float, above=0), default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
+    run = Run("DDPM", parser)
+    args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
+
+    images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
+    optimizer = torch.optim.Adam(eps_theta.parameters(), lr=args.lr, fused=True)
+    scheduler = CosineAnnealingLR(optimizer, args.steps)  # v2, sec. 3.1
+
+    for _ in run.steps(network=eps_theta, optimizer=optimizer, scheduler=scheduler):
+        x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
+        t = torch.randint(1, args.T + 1, (args.batch,), device=args.device)
+        eps = torch.randn_like(x_0)
+        with bf16_autocast(args.device, args.amp):
+            prediction = eps_theta(diffusion.q_sample(x_0, t, eps), t)
+        loss = simple_loss(eps, prediction)
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        run.ema.update_parameters(eps_theta)
+        run.log(loss=loss)
+
+
+# -- what a training run needs besides its algorithm ----------------------------------------------------------
+
+
+def training_parser(doc, T, out):
+    """The flags that all trainers share."""
+    parser = Parser(description=doc.splitlines()[0])
+    flag = parser.add_argument
+    flag("--T", type=number(int, 1), default=T, help="denoising steps T")
+    flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
+    flag("--batch", type=number(int, 1), default=128, help="images in a step")
+    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks, see unet.py")
+    flag("--width", type=number(int, 8), help="channels at the highest resolution, if not the preset's; a multiple of 8")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' moving average, from which samples are drawn")
+    flag("--seed", type=number(int, 0), default=0, help="of the initial weights, the batches and the noise")
+    flag("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
+    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the hardware has it if not said")
+    flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
+    flag("--out", default=out, help="folder of the run")
+    flag("--data", default="data", help="where Fashion-MNIST is, or will be fetched to")
+    flag("--resume", action="store_true", help="continue the run in --out where its last checkpoint ends")
+    return parser
+
+
+UNSAVED = {"device", "every", "out", "data", "resume"}  # flags that may differ when a run is resumed
+
+
+class Run:
+    """A training run in its folder: the arguments, the model and its EMA, progress, log, checkpoints, and how to stop.
+
+    `steps` yields until --steps are done. At every --every steps, at the end, and on Ctrl-C or SIGTERM it writes
+    checkpoint.pt (everything), model.pt (EMA weights in float16), log.csv and a grid of EMA samples. A loss that is
+    not finite ends the run and leaves those files as they were.
+    """
+
+    def __init__(self, method, parser):
+        self.args = args = parser.parse_args()
+        self.path = os.path.join(args.out, "checkpoint.pt")
+        check_writable(self.path)
+        if not args.resume and os.path.exists(self.path):
+            raise BadInput(f"{self.path} exists: add --resume to continue that run, or choose another --out")
+        self.saved = self._read(method, parser) if args.resume else None
+        if args.width and args.width % 8:
+            raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
+        sizes = {**preset(args.preset, args.width), **({"z_dim": args.z_dim} if "z_dim" in args else {})}
+        flags = {name: value for name, value in vars(args).items() if name not in UNSAVED}
+        torch.manual_seed(args.seed)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        self.model = Model({"method": method, "schedule": "vp", "network": sizes, **flags}, args.device)
+        self.ema = exponential_moving_average(self.model.network, args.ema)
+        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
+
+    def _read(self, method, parser):
+        """Read the checkpoint to resume and take its arguments; a flag that contradicts them is an error."""
+        saved = read_checkpoint(self.path, self.args.device)
+        if saved["args"]["method"] != method or "training" not in saved:
+            raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
+        for name, value in saved["args"].items():
+            if name in self.args and name not in UNSAVED:
+                given = getattr(self.args, name)
+                if given not in (value, parser.get_default(name)):
+                    raise BadInput(f"--{name.replace('_', '-')} {given} is not what {self.path} was begun with ({value}): leave it out, or choose another --out")
+                setattr(self.args, name, value)
+        return saved
+
+    def steps(self, check=lambda row: None, **parts):
+        """Yield once a step. parts: all that has a state_dict and must be saved; check: is shown each line of the log."""
+        self.parts, self.check = {"ema": self.ema, **parts}, check
+        if self.saved:
+            self._restore(self.saved["training"])
+        batch, device_name = self.args.batch, self.args.device.type
+        print(f"{sum(p.numel() for p in self.model.network.parameters()) / 1e6:.2f} M parameters, on {device_name}", file=sys.stderr)
+        shown_every = 0.5 if sys.stderr.isatty() else 60  # seconds
+        bar = tqdm(total=self.args.steps * batch, initial=self.step * batch, unit="img", mininterval=shown_every)
+        with bar, signals_noted() as received:
+            start = time.perf_counter() - self.seconds
+            while self.step < self.args.steps:
+                yield
+                self.step += 1
+                bar.update(batch)
+                self.seconds = time.perf_counter() - start
+                if self.step % 50 == 0:  # reading a loss makes CUDA wait: not at every step
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()}, refresh=False)
+                due = self.step % self.args.every == 0 or self.step == self.args.steps
+                if due:
+                    self._note_row()
+                if due or received:
+                    self._save()
+                if received:
+                    bar.close()
+                    print(f"stopped at step {self.step}; continue with --resume --out {self.args.out}", file=sys.stderr)
+                    sys.exit(128 + received[0])  # as a shell reports the signal
+
+    def log(self, **values):
+        """Add this step's values to the means that the next line of log.csv will hold.
+
+        A value is a scalar tensor, or a pair (sum, count) of tensors of shape (T+1,): one mean for each t = 1..T.
+        """
+        for name, value in values.items():
+            total, count = value if isinstance(value, tuple) else (value, torch.ones(()))
+            old_total, old_count = self.sums.get(name, (0, 0))
+            self.sums[name] = (old_total + total.detach(), old_count + count)
+
+    def _means(self):
+        means = {}
+        for name, (total, count) in self.sums.items():
+            mean = total / count.to(total.device)
+            if mean.dim():
+                means |= {f"{name}_{t}": value for t, value in enumerate(mean.tolist()) if t > 0}
+            elif mean.isfinite():
+                means[name] = mean.item()
+            else:
+                self._diverged(f"{name} is {mean.item()}")
+        return means
+
+    def _diverged(self, what):
+        kept = f"{self.path} holds the last good step" if os.path.exists(self.path) else "nothing was saved yet"
+        raise SystemExit(f"step {self.step}: {what}; {kept}. Begin again with a lower learning rate, or with --no-amp")
+
+    def _note_row(self):
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **self._means()}
+        self.check(row)
+        self.rows.append(row)
+        self.sums = {}
+
+    def _save(self):
+        self._means()  # ends the run if a loss is not finite
+        out, weights, cuda = self.args.out, self.ema.module.state_dict(), self.args.device.type == "cuda"
+        averaged = copy.copy(self.model)
+        averaged.network = self.ema.module
+        few = {"sampler": "ddim", "steps": min(50, self.args.T)} if self.model.method == "DDPM" else {}
+        try:
+            grid = generate(averaged, 64, amp=self.args.amp, **few)
+        except ValueError:
+            self._diverged("the samples contain NaN")
+        training = {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
+            "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
+        }
+        with write_atomically(self.path) as temporary:
+            torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
+        with write_atomically(os.path.join(out, "model.pt")) as temporary:
+            half = {name: value.half() for name, value in weights.items()}
+            torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
+        save_grid(grid, os.path.join(out, f"samples-{self.step:06d}.png"))
+        if self.rows:
+            with write_atomically(os.path.join(out, "log.csv")) as temporary, open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def _restore(self, training):
+        for name, part in self.parts.items():
+            part.load_state_dict(training["parts"][name])
+        self.step, self.seconds, self.rows, self.sums = (training[name] for name in ("step", "seconds", "rows", "sums"))
+        torch.set_rng_state(training["random"].cpu())
+        if training["random_cuda"] is not None and self.args.device.type == "cuda":
+            torch.cuda.set_rng_state(training["random_cuda"].cpu(), self.args.device)
+
+
+def exponential_moving_average(network, decay):
+    """theta' <- d theta' + (1 - d) theta, d rising to `decay` with the steps, so that the first weights are soon forgotten."""
+
+    def average(averages, weights, n):
+        d = min(decay, (1 + float(n)) / (10 + float(n)))  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
+        get_ema_multi_avg_fn(d)(averages, weights, n)
+
+    return AveragedModel(network, multi_avg_fn=average)
+
+
+@contextlib.contextmanager
+def signals_noted():
+    """Within the block Ctrl-C and SIGTERM only add their number to the list that it yields; a second one acts as ever."""
+    received = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, handlers[number])
+
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,183 @@
+"""The U-Net of section 3.1 and what section 3.2 makes of it: denoiser, generator, discriminator.
+
+    UNet             eps_theta(x_t, t)       the DDPM's denoiser
+    Generator        G(x_t, z, t)            DDGAN's generator: the same network, z joins the embedding of t
+    Discriminator    V(x_{t-1}, x_t, t)      the downward half with a linear output layer
+
+Residual blocks, attention and the embedding of t are those of Ho et al. 2020, appendix B; blocks are modulated by
+the embedding as in Dhariwal and Nichol 2021, sec. 3.1.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# The paper names no sizes. `fold` = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
+PRESETS = {
+    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: near Ho et al.'s for CIFAR-10, half as wide
+    "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: README, "Speed"
+}
+
+
+def preset(name, width=None):
+    """The sizes of a preset as arguments of the networks below, with another width where one is given."""
+    return {**PRESETS[name], **({"width": width} if width else {})}
+
+
+def bf16_autocast(device, enabled=None):
+    """bfloat16 autocast on `device`, by default exactly where the hardware computes in bfloat16."""
+    device = torch.device(device)
+    if enabled is None and device.type == "cuda":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif enabled is None:  # a CPU that emulates it is hundreds of times slower than in float32
+        enabled = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def embed_time(t, dim):
+    """Sinusoidal embedding of t (Vaswani et al. 2017, sec. 3.5): int64 (B,) -> float32 (B, dim), dim even."""
+    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t[:, None] * frequencies  # (B, 1) * (dim/2,) -> (B, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def mlp(c_in, c_out, layers):
+    """Linear layers of width c_out with SiLU between them."""
+    sizes = [c_in] + [c_out] * layers
+    return nn.Sequential(*[f for a, b in pairwise(sizes) for f in (nn.Linear(a, b), nn.SiLU())][:-1])
+
+
+def norm(channels):
+    return nn.GroupNorm(8, channels)  # 8: ours, groups of at least 2 channels at every width that we train
+
+
+class ResBlock(nn.Module):
+    """x + f(x, emb): two 3 x 3 convolutions; emb (B, c_emb) scales and shifts what is between them."""
+
+    def __init__(self, c_in, c_out, c_emb):
+        super().__init__()
+        self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.modulate = nn.Linear(c_emb, 2 * c_out)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)  # every block starts without its convolutions, as in Ho et al.'s code
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulate(emb)[:, :, None, None].chunk(2, dim=1)  # (B, 2C) -> 2 x (B, C, 1, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """x + self-attention over the H*W positions, one head."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.chunk(3, dim=2)  # (B, 3C, H, W) -> (B, H*W, 3C) -> 3 x (B, H*W, C)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.mT.unflatten(2, x.shape[2:]))  # (B, H*W, C) -> (B, C, H*W) -> (B, C, H, W)
+
+
+class Down(nn.Module):
+    """The downward half: `blocks` residual blocks a level, a strided convolution between levels.
+
+    forward(x, emb) returns every block's output (B, C_i, H_i, W_i), highest resolution first.
+    """
+
+    def __init__(self, c_in, width, mult, blocks, c_emb):
+        super().__init__()
+        c = [m * width for m in mult]
+        self.conv_in = nn.Conv2d(c_in, c[0], 3, padding=1)
+        self.levels = nn.ModuleList(nn.ModuleList(ResBlock(i, i, c_emb) for _ in range(blocks)) for i in c)
+        self.shrink = nn.ModuleList(nn.Conv2d(i, j, 3, stride=2, padding=1) for i, j in pairwise(c))
+
+    def forward(self, x, emb):
+        h, features = self.conv_in(x), []
+        for i, level in enumerate(self.levels):
+            if i > 0:
+                h = self.shrink[i - 1](h)  # (B, C, H, W) -> (B, C', H/2, W/2)
+            for block in level:
+                h = block(h, emb)
+                features.append(h)
+        return features
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t): x_t (B, channels, H, W) and t int64 (B,) -> (B, channels, H, W), sec. 3.1.
+
+    width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
+    blocks a level; fold: the network works on fold x fold pixels as one. H and W must be divisible by fold 2^(levels - 1).
+    """
+
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1):
+        super().__init__()
+        self.width, self.fold = width, fold
+        c, c_emb = [m * width for m in mult], 4 * width
+        self.embed_t = mlp(width, c_emb, layers=2)
+        self.down = Down(channels * fold**2, width, mult, blocks, c_emb)
+        self.mid = nn.ModuleList([ResBlock(c[-1], c[-1], c_emb), ResBlock(c[-1], c[-1], c_emb)])
+        self.attention = Attention(c[-1])
+        self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
+        self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
+        self.norm_out = norm(c[0])
+        # at full resolution again: these two keep the fold x fold grid out of the samples
+        self.unfold = nn.Conv2d(c[0] // fold**2 + channels, 16, 3, padding=1)
+        self.out = nn.Conv2d(16, channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
+
+    def forward(self, x_t, t, emb_z=0):
+        emb = F.silu(self.embed_t(embed_time(t, self.width)) + emb_z)  # (B,) -> (B, 4 width)
+        features = self.down(F.pixel_unshuffle(x_t, self.fold), emb)  # (B, C, H, W) -> (B, C fold^2, H/fold, W/fold)
+        h = self.mid[0](features[-1], emb)
+        h = self.mid[1](self.attention(h), emb)
+        for i, level in reversed(list(enumerate(self.levels))):
+            for block in level:
+                h = block(torch.cat([h, features.pop()], dim=1), emb)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
+            if i > 0:
+                h = F.interpolate(self.grow[i - 1](h), scale_factor=2.0)  # (B, C', H, W) -> (B, C, 2H, 2W)
+        h = F.pixel_shuffle(F.silu(self.norm_out(h)), self.fold)  # (B, C, H, W) -> (B, C/fold^2, fold H, fold W)
+        return self.out(F.silu(self.unfold(torch.cat([h, x_t], dim=1))))
+
+
+class Generator(UNet):
+    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1]; z (B, z_dim) joins the embedding of t, sec. 3.2."""
+
+    def __init__(self, z_dim=64, width=64, **sizes):
+        super().__init__(width=width, **sizes)
+        self.embed_z = mlp(z_dim, 4 * width, layers=3)
+
+    def forward(self, x_t, z, t):
+        z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True))  # on a sphere, as DDGAN, appendix C
+        return torch.tanh(super().forward(x_t, t, self.embed_z(z)))
+
+
+class Discriminator(nn.Module):
+    """V(x_{t-1}, x_t, t): two (B, channels, size, size) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
+
+    The U-Net's downward half and a linear output layer; the arguments are the U-Net's.
+    """
+
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=28):
+        super().__init__()
+        self.width, self.fold = width, fold
+        c, side = mult[-1] * width, size // fold // 2 ** (len(mult) - 1)
+        self.embed_t = mlp(width, 4 * width, layers=2)
+        self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
+        self.norm_out = norm(c)
+        self.out = nn.Linear(c * side**2, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x_prev, x_t, t):
+        emb = F.silu(self.embed_t(embed_time(t, self.width)))
+        h = F.pixel_unshuffle(torch.cat([x_prev, x_t], dim=1), self.fold)  # 2 x (B, C, H, W) -> (B, 2C fold^2, H/fold, W/fold)
+        h = F.silu(self.norm_out(self.down(h, emb)[-1]))
+        return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)
