@@ -76,7 +76,7 @@ def training_parser(doc, T, out):
     return parser
 
 
-UNSAVED = {"device", "every", "out", "data", "resume"}  # flags that may differ when a run is resumed
+UNSAVED = {"device", "out", "data", "resume"}  # flags that may differ when a run is resumed
 
 
 class Run:

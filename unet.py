@@ -27,14 +27,18 @@ def preset(name, width=None):
     return {**PRESETS[name], **({"width": width} if width else {})}
 
 
+def computes_in_bf16(device):
+    """Whether the hardware itself computes in bfloat16; a CPU that emulates it is a hundred times slower than in float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
 def bf16_autocast(device, enabled=None):
-    """bfloat16 autocast on `device`, by default exactly where the hardware computes in bfloat16."""
-    device = torch.device(device)
-    if enabled is None and device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif enabled is None:  # a CPU that emulates it is hundreds of times slower than in float32
-        enabled = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """bfloat16 autocast on `device`, by default where computes_in_bf16."""
+    enabled = computes_in_bf16(device) if enabled is None else enabled
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 
 def embed_time(t, dim):

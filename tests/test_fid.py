@@ -1,0 +1,339 @@
+"""fid.py: the distance is eq. (28), the features are those of published FIDs, and no damaged file is ever trusted."""
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+import data
+import fid
+import sample
+
+HERE = Path(fid.__file__).parent
+needs_data = pytest.mark.skipif(any(data.find(name, HERE / "data") is None for name, _, _ in data.FILES.values()),
+                                reason="Fashion-MNIST is neither in ./data nor in Debian's folder")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def gaussian(d, n=None, decay=1.0):
+    """Mean and covariance of n (default 3 d) random vectors whose standard deviations fall as i^-decay."""
+    vectors = torch.randn(n or 3 * d, d, dtype=torch.float64) * torch.arange(1, d + 1) ** -decay + torch.randn(d)
+    return vectors.mean(0), vectors.T.cov().reshape(d, d)
+
+
+def noise(n, channels=1, size=28):
+    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8)
+
+
+# The distance. Tolerances: float64 rounding of d ~ 100 terms; where sqrtm is the judge, its own error is the larger.
+
+
+@pytest.mark.parametrize("d", [1, 10, 100])
+def test_frechet_distance_is_28_with_scipys_matrix_root(d):
+    (mu, sigma), (mu_, sigma_) = gaussian(d), gaussian(d)
+    m, s, m_, s_ = (values.numpy() for values in (mu, sigma, mu_, sigma_))
+    root = scipy.linalg.sqrtm(s)
+    printed = ((m - m_) ** 2).sum() + np.trace(s + s_ - 2 * scipy.linalg.sqrtm(root @ s_ @ root))
+    assert fid.frechet_distance(mu, sigma, mu_, sigma_) == pytest.approx(printed, rel=1e-8)
+
+
+def test_equal_covariances_leave_the_distance_of_the_means():
+    (mu, sigma), (mu_, _) = gaussian(50), gaussian(50)
+    assert fid.frechet_distance(mu, sigma, mu_, sigma) == pytest.approx(((mu - mu_) ** 2).sum().item(), rel=1e-10)
+
+
+def test_commuting_covariances_leave_the_distance_of_the_standard_deviations():
+    Q = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64))[0]
+    s, s_ = torch.rand(2, 50, dtype=torch.float64)
+    mu = torch.zeros(50, dtype=torch.float64)
+    distance = fid.frechet_distance(mu, Q * s**2 @ Q.T, mu, Q * s_**2 @ Q.T)
+    assert distance == pytest.approx(((s - s_) ** 2).sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [20, 1000])
+def test_distance_is_zero_for_identical_inputs(n):
+    mu, sigma = gaussian(100, n)
+    assert fid.frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-6 * sigma.trace().item())
+
+
+def test_distance_is_symmetric():
+    a, b = gaussian(100), gaussian(100, 30)
+    assert fid.frechet_distance(*a, *b) == pytest.approx(fid.frechet_distance(*b, *a), rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "n_"), [(30, 40), (30, 500), (2, 3)])
+def test_distance_is_right_with_fewer_images_than_features(n, n_):
+    """With Sigma = X^T X and Sigma' = Y^T Y the trace of the root is the sum of the singular values of X Y^T.
+
+    rel 1e-6: the root of eigenvalues that are 0 up to 1e-16 is 0 up to 1e-8, about a hundred times.
+    """
+    X, Y = (torch.randn(m, 100, dtype=torch.float64) for m in (n, n_))
+    mu, mu_ = X.mean(0), Y.mean(0)
+    A, B = (X - mu) / (n - 1) ** 0.5, (Y - mu_) / (n_ - 1) ** 0.5
+    exact = ((mu - mu_) ** 2).sum() + (A**2).sum() + (B**2).sum() - 2 * torch.linalg.svdvals(A @ B.T).sum()
+    assert fid.frechet_distance(mu, A.T @ A, mu_, B.T @ B) == pytest.approx(exact.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 1000])
+def test_streamed_moments_are_numpys_whatever_the_batch(batch):
+    """float32 features, as networks make them, with an offset of 1e4 standard deviations that naive sums would feel."""
+    features = torch.randn(300, 20) + 1e4
+    mu, sigma = fid.moments(features.split(batch))
+    exact = features.double().numpy()
+    np.testing.assert_allclose(mu, exact.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(sigma, np.cov(exact, rowvar=False), rtol=1e-10, atol=1e-12)
+
+
+# The features.
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """A weights file of the published one's layout, 95 MB, with random contents through which the images still show."""
+    torch.manual_seed(1)
+    weights = fid.Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    for name, values in weights.items():
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(values)
+        if name.endswith(("bn.weight", "running_var")):
+            values.uniform_(0.5, 2)
+        if name.endswith(("bn.bias", "running_mean")):
+            values.normal_(0, 0.1)
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(weights, path)
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
+def test_inception_features_are_those_of_pytorch_fid(random_inception, monkeypatch, channels, size):
+    port = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid is not installed")
+    monkeypatch.setattr(port, "load_state_dict_from_url", lambda *_, **__: torch.load(random_inception))
+    images = noise(2, channels, size)
+    ours, = fid.extract(fid.load_features("inception", random_inception), images)
+    with torch.inference_mode():
+        theirs = port.InceptionV3().eval()(images.expand(-1, 3, -1, -1) / 255)[0].flatten(1)
+    assert ours.shape == (2, 2048)
+    assert (theirs[0] - theirs[1]).norm() > 5e-3 * theirs.norm()  # else equality would say little
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_other_inception_weights_are_not_called_inception(random_inception):
+    features = fid.load_features("inception", random_inception)
+    assert features.label == f"inception-{features.key[:8]}"
+    assert next(fid.extract(features, noise(1))).shape == (1, 2048)
+
+
+def test_fashion_features_are_what_the_last_layer_sees():
+    classifier, images = fid.fashion_classifier().eval(), noise(3)
+    classifier.load_state_dict(torch.load(fid.CLASSIFIER))
+    features, = fid.extract(fid.load_features("fashion"), images)
+    assert features.shape == (3, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(classifier[-1](features), classifier(data.normalize(images)))
+    assert fid.CLASSIFIER.stat().st_size < 1.5e6
+
+
+@needs_data
+def test_fashion_features_notice_what_an_eye_does():
+    """2,000 images each: other real ones are nearer than slightly noisy ones, these nearer than pure noise."""
+    train, test = data.load("train")[:2000], data.load("test")[:2000]
+    noisy = data.to_uint8(data.normalize(train) + 0.1 * torch.randn(train.shape))  # an eye sees 0.1 as a fine grain
+    features = fid.load_features("fashion")
+    reference = fid.moments(fid.extract(features, train))
+    real, noisy, pure = (fid.frechet_distance(*reference, *fid.moments(fid.extract(features, images)))
+                         for images in (test, noisy, noise(2000)))
+    assert 3 * real < noisy < pure / 3
+
+
+@needs_data
+def test_classifier_is_as_good_as_the_readme_says():
+    """On 2,000 test images at least 92 %: what training prints for all 10,000, less three standard errors (1.6 %)."""
+    classifier = fid.fashion_classifier().eval()
+    classifier.load_state_dict(torch.load(fid.CLASSIFIER))
+    images, labels = data.load("test", labels=True)
+    with torch.inference_mode():
+        predicted = torch.cat([classifier(data.normalize(chunk)).argmax(1) for chunk in images[:2000].split(100)])
+    assert (predicted == labels[:2000]).double().mean() > 0.92
+
+
+# The cache of the reference's statistics.
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "a bit flipped":
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:  # another key, or values that no statistics have
+        with np.load(path) as cache:
+            kept = dict(cache)
+        kept |= {"foreign": {"key": "another"}, "NaN": {"mu": np.full(128, np.nan)}, "shape": {"sigma": np.eye(3)}}[how]
+        np.savez(path, **kept)
+
+
+@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape"])
+def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
+    features, images = fid.load_features("fashion"), noise(20)
+    mu, sigma = fid.reference_moments(features, images, "train", tmp_path)
+    path, = tmp_path.iterdir()
+    good = path.read_bytes()
+    damage(path, how)
+    again = fid.reference_moments(features, images, "train", tmp_path)
+    assert torch.equal(again[0], mu)
+    assert torch.equal(again[1], sigma)
+    assert path.read_bytes()[:5000] == good[:5000]
+    assert "rebuilding" in capsys.readouterr().err
+
+
+def test_cache_spares_the_network_and_knows_its_images_and_weights(tmp_path):
+    features, images = fid.load_features("fashion"), noise(20)
+    mu, _ = fid.reference_moments(features, images, "train", tmp_path)
+    without_network = features._replace(network=None)  # raises if it is asked for features
+    assert torch.equal(fid.reference_moments(without_network, images, "train", tmp_path)[0], mu)
+    for others in ((without_network._replace(key="retrained"), images), (without_network, noise(20))):
+        with pytest.raises(AttributeError):
+            fid.reference_moments(*others, "train", tmp_path)
+
+
+# The command line.
+
+
+def save(path, images):
+    np.save(path, images.numpy())
+    return str(path)
+
+
+def run(monkeypatch, folder, *flags):
+    """fid.py's command line in this process (starting torch takes seconds), in folder, on the small features."""
+    monkeypatch.chdir(folder)
+    with data.one_line_errors():
+        fid.main(["--features", "fashion", "--device", "cpu", *map(str, flags)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with 40 images to score, 50 to compare them with, and an untrained model of each method."""
+    save(tmp_path / "images.npy", noise(40))
+    save(tmp_path / "real.npy", noise(50))
+    sizes = {"width": 8, "mult": (1, 2), "blocks": 1}
+    for method, T, more in (("DDPM", 30, {}), ("DDGAN", 1, {"z_dim": 4})):
+        args = {"method": method, "T": T, "schedule": "vp", "network": sizes | more}
+        (tmp_path / method).mkdir()
+        torch.save({"args": args, "weights": sample.Model(args).network.state_dict()}, tmp_path / method / "model.pt")
+    return tmp_path
+
+
+def test_real_command_scores_an_npy_and_says_with_what(folder):
+    flags = ["images.npy", "--features", "fashion", "--reference", "real.npy", "--samples", "30"]
+    done = subprocess.run([sys.executable, HERE / "fid.py", *flags], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    line, = done.stdout.splitlines()
+    value = float(line.split("FID ")[1].split()[0])
+    features = fid.load_features("fashion")
+    made, real = (fid.moments(fid.extract(features, fid.load_npy(folder / name, n)))
+                  for name, n in (("images.npy", 30), ("real.npy", 50)))
+    assert value == pytest.approx(fid.frechet_distance(*real, *made), rel=1e-4, abs=1e-3)
+    for said in ("features fashion", "reference real", "samples 30"):
+        assert said in line
+
+
+def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypatch, capsys):
+    common = ["--reference", "real.npy", "--samples", 20, "--csv", "fid.csv", "--seed", 3]
+    run(monkeypatch, folder, "images.npy", "DDGAN/model.pt", *common)
+    run(monkeypatch, folder, "DDPM/model.pt", "--sampler", "ddim", "--steps", 2, *common)
+    with open("fid.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == fid.COLUMNS
+    assert [[row[c] for c in ("name", "method", "T", "steps", "sampler", "seed")] for row in rows] == [
+        ["images", "images", "", "", "", ""],
+        ["DDGAN", "DDGAN", "1", "1", "", "3"],
+        ["DDPM", "DDPM", "30", "2", "ddim eta 0", "3"]]
+    assert {(row["features"], row["reference"], row["samples"]) for row in rows} == {("fashion", "real", "20")}
+    printed = capsys.readouterr().out
+    assert all(f"FID {row['fid']}" in printed for row in rows)
+    run(monkeypatch, folder, "--csv", "fid.csv", "--plot", "fid.png")
+    assert Path("fid.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir()) == ["DDGAN", "DDPM", "data", "fid.csv", "fid.png", "images.npy", "real.npy"]
+
+
+@pytest.mark.parametrize(("flags", "names"), [
+    (["float.npy"], ["float.npy", "float32", "uint8 (N, 1, 28, 28)", "sample.py --npy"]),
+    (["shape.npy"], ["shape.npy", "(40, 28, 28)", "uint8 (N, 1, 28, 28)"]),
+    (["text.npy"], ["text.npy", "sample.py --npy"]),
+    (["cut.npy"], ["cut.npy", "sample.py --npy"]),
+    (["missing.npy"], ["missing.npy", "No such file"]),
+    (["images.npy", "--samples", "41"], ["images.npy", "40 images", "41", "--samples 40"]),
+    (["images.npy", "--samples", "1"], ["--samples", "1", "at least 2"]),
+    (["images.npy", "--reference", "validation"], ["validation", "train, test"]),
+    (["text.pt"], ["text.pt", "model.pt"]),
+    (["DDGAN/model.pt", "--steps", "2"], ["--steps 2", "DDGAN"]),
+    (["images.npy", "--csv", "text.npy/fid.csv"], ["text.npy/fid.csv", "another"]),
+    (["images.npy", "--csv", "foreign.csv"], ["foreign.csv", "epoch", "another"]),
+    (["images.npy", "--plot", "DDPM"], ["DDPM", "another path"]),
+    (["--csv", "none.csv", "--plot", "fid.png"], ["nothing to draw", "fid.png"]),
+    (["images.npy", "--features", "inception", "--inception-weights", "missing.pth"],
+     ["missing.pth", "--inception-weights FILE", "--features fashion"]),
+    (["images.npy", "--features", "inception", "--inception-weights", fid.CLASSIFIER],
+     [str(fid.CLASSIFIER), "--inception-weights FILE", "--features fashion"]),
+    (["images.npy", "--features", "inception", "--inception-weights", "cut.pth"],
+     ["cut.pth", "--inception-weights FILE", "--features fashion"]),
+    (["images.npy", "--features", "vgg"], ["vgg", "fashion"]),
+    ([], ["nothing to do"]),
+])
+def test_bad_input_is_one_line_that_names_the_way_out(folder, monkeypatch, capsys, random_inception, flags, names):
+    save(folder / "float.npy", noise(40).float())
+    save(folder / "shape.npy", noise(40)[:, 0])
+    (folder / "cut.npy").write_bytes((folder / "images.npy").read_bytes()[:-100])
+    (folder / "text.npy").write_text("not an array")
+    (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "foreign.csv").write_text("epoch,loss\n1,0.5\n")
+    if "cut.pth" in flags:
+        (folder / "cut.pth").write_bytes(random_inception.read_bytes()[:1_000_000])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, folder, "--samples", 20, "--reference", "real.npy", *flags)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for name in names:
+        assert name in err
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "fid"}
+    assert kept == before
+
+
+def test_unwritable_folder_for_the_statistics_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    without_network = fid.load_features("fashion")._replace(network=None)
+    with pytest.raises(data.BadInput, match="cannot write"):
+        fid.reference_moments(without_network, noise(20), "train", tmp_path / "file" / "fid")
+
+
+def test_damaged_classifier_and_unreachable_inception_name_both_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(fid, "CLASSIFIER", tmp_path / "classifier.pt")
+    torch.save({"0.weight": torch.zeros(3)}, fid.CLASSIFIER)
+    with pytest.raises(data.BadInput, match=r"classifier.pt.*fid.py --train-classifier.*git checkout weights"):
+        fid.load_features("fashion")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(fid, "INCEPTION", "http://127.0.0.1:9/inception-6726825d.pth")  # nobody listens there
+    with pytest.raises(data.BadInput, match=r"inception-6726825d.pth.*--inception-weights FILE.*--features fashion"):
+        fid.load_features("inception")

@@ -1,0 +1,207 @@
+"""Every script through its real command line, on real data, at a tiny size."""
+
+import csv
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import losses
+import train_ddpm
+from sample import generate, load_model
+
+HOME = Path(__file__).parent.parent
+TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
+SCRIPT = {"DDPM": "train_ddpm.py", "DDGAN": "train_ddgan.py"}
+
+if not data.find("train-images-idx3-ubyte", HOME / "data"):
+    pytest.skip("Fashion-MNIST is not on this machine (apt-get install dataset-fashion-mnist)", allow_module_level=True)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("fid.py", ...) -> (exit status, stdout, stderr) of the script as a user starts it, without a new interpreter."""
+
+    def run(script, *args):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(HOME / script), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(HOME)
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a tiny run of each method."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method, script in SCRIPT.items():
+        command = [sys.executable, script, *TINY, "--T", "4", "--steps", "6", "--every", "3", "--out", folder / method]
+        subprocess.run(command, cwd=HOME, check=True, capture_output=True)
+    return folder
+
+
+def log_of(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("method", SCRIPT)
+def test_a_run_leaves_a_model_a_checkpoint_a_log_and_grids(runs, method):
+    folder = runs / method
+    assert {p.name for p in folder.iterdir()} == {"checkpoint.pt", "model.pt", "log.csv", "samples-000003.png", "samples-000006.png"}
+    assert [row["step"] for row in log_of(folder)] == ["3", "6"]
+    assert (folder / "samples-000006.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("method", SCRIPT)
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, number, tmp_path, run):
+    flags = [*TINY, "--T", "4", "--steps", "120", "--every", "20"]
+    process = subprocess.Popen([sys.executable, SCRIPT[method], *flags, "--out", tmp_path / "cut"], cwd=HOME,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    deadline = time.time() + 120
+    while not (tmp_path / "cut" / "model.pt").exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and "--resume" in message and "Traceback" not in message
+    assert len(log_of(tmp_path / "cut")) < 6  # or it was not interrupted
+
+    assert run(SCRIPT[method], "--resume", "--out", tmp_path / "cut")[0] == 0
+    assert run(SCRIPT[method], *flags, "--out", tmp_path / "whole")[0] == 0
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole") and len(log_of(tmp_path / "whole")) == 6
+    cut, whole = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("cut", "whole"))
+    assert cut["weights"].keys() == whole["weights"].keys()
+    assert all(torch.equal(cut["weights"][name], whole["weights"][name]) for name in whole["weights"])
+
+
+def test_a_run_killed_without_warning_resumes_from_its_last_checkpoint(tmp_path, run):
+    flags = [*TINY, "--T", "4", "--steps", "60", "--every", "20"]
+    process = subprocess.Popen([sys.executable, "train_ddgan.py", *flags, "--out", tmp_path / "cut"], cwd=HOME, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "cut" / "log.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert run("train_ddgan.py", "--resume", "--out", tmp_path / "cut")[0] == 0
+    assert [row["step"] for row in log_of(tmp_path / "cut")] == ["20", "40", "60"]
+    assert not list(tmp_path.glob("cut/.*"))  # nor anything half-written
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def breaking(eps, prediction):
+        calls.append(1)
+        return losses.simple_loss(eps, prediction) * (float("nan") if len(calls) == 7 else 1)
+
+    monkeypatch.setattr(train_ddpm, "simple_loss", breaking)
+    monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *TINY, "--T", "4", "--steps", "50", "--every", "5", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        train_ddpm.main()
+    assert "loss is nan" in end.value.code and "last good step" in end.value.code and "\n" not in end.value.code
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["training"]["step"] == 5 and all(w.isfinite().all() for w in saved["weights"].values())
+
+
+def test_sampling_writes_the_grid_and_the_raw_images_and_says_what_it_cost(runs, tmp_path, run):
+    npy, png = tmp_path / "s.npy", tmp_path / "s.png"
+    status, out, _ = run("sample.py", runs / "DDGAN/model.pt", "-n", 10, "--batch", 4, "--npy", npy, "--out", png)
+    assert status == 0 and "4 network evaluations per image" in out and "images/s" in out
+    images = np.load(npy)
+    assert images.shape == (10, 1, 28, 28) and images.dtype == np.uint8 and png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_several_checkpoints_make_one_figure_and_the_same_seed_the_same_images(runs, tmp_path, run):
+    arrays = []
+    for i in range(2):
+        status, out, _ = run("sample.py", runs / "DDPM/model.pt", runs / "DDPM/checkpoint.pt", "--sampler", "ddim", "--steps", 2, "--eta", 0.5,
+                             "-n", 3, "--npy", tmp_path / f"{i}.npy", "--out", tmp_path / "rows.png")
+        assert status == 0 and out.count("2 network evaluations") == 2
+        arrays.append(np.load(tmp_path / f"{i}.npy"))
+    assert arrays[0].shape == (6, 1, 28, 28) and (arrays[0] == arrays[1]).all()
+    # model.pt holds the weights of checkpoint.pt in float16: the same images within a few grey levels
+    assert np.abs(arrays[0][:3].astype(int) - arrays[0][3:]).mean() < 2
+
+
+def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
+    moved = shutil.copy(runs / "DDGAN/model.pt", tmp_path / "elsewhere.pt")
+    model = load_model(moved)
+    assert model.method == "DDGAN" and model.T == 4 and generate(model, 2).shape == (2, 1, 28, 28)
+
+
+def test_scoring_a_checkpoint_and_its_images_gives_the_same_fid(runs, tmp_path, run):
+    table = tmp_path / "fid.csv"
+    common = ["--features", "fashion", "--samples", 40, "--reference", "test", "--csv", table, "--data", tmp_path / "cache"]
+    assert run("sample.py", runs / "DDGAN/model.pt", "-n", 40, "--npy", tmp_path / "s.npy", "--out", tmp_path / "s.png")[0] == 0
+    (tmp_path / "cache").mkdir()
+    status, _, err = run("fid.py", runs / "DDGAN/model.pt", tmp_path / "s.npy", *common, "--plot", tmp_path / "fid.png")
+    assert status == 0, err
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["DDGAN", "images"] and rows[0]["T"] == "4" and rows[0]["features"] == "fashion"
+    assert rows[0]["fid"] == rows[1]["fid"] and float(rows[0]["fid"]) > 1
+    assert (tmp_path / "fid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+BAD = {
+    "T below 1": (["train_ddpm.py", "--T", "0"], "0"),
+    "steps below 1": (["train_ddgan.py", "--steps", "-5"], "-5"),
+    "unknown preset": (["train_ddpm.py", "--preset", "tpu"], "tpu"),
+    "unknown device": (["train_ddpm.py", "--device", "quantum"], "quantum"),
+    "width no multiple of 8": (["train_ddpm.py", "--width", "20", "--out", "{tmp}/new"], "20"),
+    "a DDGAN flag for the DDPM trainer": (["train_ddpm.py", "--r1", "0.1"], "--r1"),
+    "an existing run": (["train_ddpm.py", "--out", "{runs}/DDPM"], "--resume"),
+    "nothing to resume": (["train_ddpm.py", "--out", "{tmp}/none", "--resume"], "none/checkpoint.pt"),
+    "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "DDPM"),
+    "resuming with another T": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--T", "3"], "--T 3"),
+    "an output that cannot be written": (["train_ddpm.py", "--out", "{tmp}/file/run"], "file/run"),
+    "no data": (["train_ddpm.py", "--out", "{tmp}/new", "--data", "{tmp}/truncated"], "train-images-idx3-ubyte"),
+    "no checkpoint": (["sample.py", "{tmp}/none.pt"], "none.pt"),
+    "an unreadable checkpoint": (["sample.py", "{tmp}/file"], "file"),
+    "a truncated checkpoint": (["sample.py", "{tmp}/cut.pt"], "cut.pt"),
+    "a foreign checkpoint": (["sample.py", "{tmp}/foreign.pt"], "foreign.pt"),
+    "a DDPM flag on a DDGAN": (["sample.py", "{runs}/DDGAN/model.pt", "--sampler", "ddim"], "--sampler ddim"),
+    "steps for a DDGAN": (["sample.py", "{runs}/DDGAN/model.pt", "--steps", "2"], "--steps 2"),
+    "more steps than T": (["sample.py", "{runs}/DDPM/model.pt", "--steps", "5"], "--steps 5"),
+    "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
+    "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
+    "unknown sampler": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "euler"], "euler"),
+    "no samples": (["sample.py", "{runs}/DDPM/model.pt", "-n", "0"], "0"),
+    "a folder as output": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}"], "{tmp}"),
+    "an .npy under a file": (["sample.py", "{runs}/DDPM/model.pt", "--npy", "{tmp}/file/x.npy"], "x.npy"),
+    "a foreign checkpoint to score": (["fid.py", "{tmp}/foreign.pt", "--features", "fashion"], "foreign.pt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(name, runs, tmp_path, run):
+    (tmp_path / "file").write_text("not a checkpoint")
+    torch.save({"state_dict": {"w": torch.zeros(3)}}, tmp_path / "foreign.pt")
+    (tmp_path / "cut.pt").write_bytes((runs / "DDGAN/model.pt").read_bytes()[:5000])
+    raw = tmp_path / "truncated/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    before = sorted(tmp_path.rglob("*")) + sorted(runs.rglob("*"))
+
+    (script, *args), named = BAD[name]
+    status, _, err = run(script, *(a.format(runs=runs, tmp=tmp_path) for a in args))
+    assert status == 2 and err.count("\n") == 1 and "Traceback" not in err, err
+    assert named.format(tmp=tmp_path) in err
+    assert sorted(tmp_path.rglob("*")) + sorted(runs.rglob("*")) == before
