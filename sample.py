@@ -136,7 +136,7 @@ def save_rows(rows, path):
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), figsize=(0.45 * n + 2, 0.5 * len(rows)), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows.items()):
-        axis.imshow(make_grid(images, nrow=n, padding=1, pad_value=255).permute(1, 2, 0))  # (3, H, W) -> (H, W, 3)
+        axis.imshow(make_grid(images, nrow=n, padding=1, pad_value=255).permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[], frame_on=False)
     with write_atomically(path) as temporary:

@@ -1,7 +1,7 @@
 """Train a DDGAN, sections 2.3 and 3.2: each of T large denoising steps is a conditional GAN.
 
     python train_ddgan.py                              # sized for a GPU
-    python train_ddgan.py --preset cpu --steps 6000    # an hour on one CPU core
+    python train_ddgan.py --preset cpu                 # an hour on one CPU core
 
 Writes into runs/ddgan what train_ddpm.py writes into runs/ddpm. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
 for each t: it should be clearly positive at t = 1 and fall with t. The losses say little, because at large t
@@ -27,7 +27,7 @@ def main():
     flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; a D that falls behind G leaves it at chance")
     flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--z-dim", type=number(int, 1), default=64, help="dimensions of the latent z")
-    run = Run("DDGAN", parser)
+    run = Run("DDGAN", parser, cpu={"steps": 9000, "batch": 32, "width": 40, "lr_g": 2e-4})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)

@@ -1,7 +1,7 @@
 """Train the DDPM of section 3.1: Algorithm 1 (paper 003) on the U-Net of unet.py.
 
     python train_ddpm.py                              # sized for a GPU
-    python train_ddpm.py --preset cpu --steps 7000    # an hour on one CPU core
+    python train_ddpm.py --preset cpu                 # an hour on one CPU core
 
 Writes into runs/ddpm: model.pt (for sample.py and fid.py), checkpoint.pt (for --resume), log.csv, grids of samples.
 The algorithm is `main`; `Run` and what stands around it serve the other trainers as well.
@@ -30,7 +30,7 @@ from unet import PRESETS, bf16_autocast, preset
 def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
     parser.add_argument("--lr", type=number(float, above=0), default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
-    run = Run("DDPM", parser)
+    run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
     args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
@@ -63,7 +63,7 @@ def training_parser(doc, T, out):
     flag("--T", type=number(int, 1), default=T, help="denoising steps T")
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
-    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks, see unet.py")
+    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks (unet.py); cpu also sets the defaults of a run of an hour on one core")
     flag("--width", type=number(int, 8), help="channels at the highest resolution, if not the preset's; a multiple of 8")
     flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' moving average, from which samples are drawn")
     flag("--seed", type=number(int, 0), default=0, help="of the initial weights, the batches and the noise")
@@ -87,7 +87,10 @@ class Run:
     not finite ends the run and leaves those files as they were.
     """
 
-    def __init__(self, method, parser):
+    def __init__(self, method, parser, cpu):
+        """cpu: the defaults of flags that go with --preset cpu."""
+        if parser.parse_args().preset == "cpu":
+            parser.set_defaults(**cpu)
         self.args = args = parser.parse_args()
         self.path = os.path.join(args.out, "checkpoint.pt")
         check_writable(self.path)

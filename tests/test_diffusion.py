@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
 
 from diffusion import SCHEDULES, Diffusion
 
@@ -137,15 +136,16 @@ def perfect_eps(diffusion):
     lambda d, eps, x: d.ddim(eps, x, 0.0, clip=False),
     lambda d, eps, x: d.ddim(eps, x, 0.5, clip=False),
     lambda d, eps, x: d.ddim(eps, x, 1.0, clip=False),
-    lambda d, eps, x: d.strided(200).ddim(eps, x, 0.0, clip=False),
-    lambda d, eps, x: d.strided(200).ancestral(eps, x, clip=False),
+    lambda d, eps, x: d.strided(150).ddim(eps, x, 0.0, clip=False),
+    lambda d, eps, x: d.strided(150).ancestral(eps, x, clip=False),
 ], ids=["beta-tilde", "beta", "ddim-0", "ddim-0.5", "ddim-1", "strided-ddim", "strided-ancestral"])
 def test_a_perfect_eps_theta_makes_each_sampler_return_the_data(sampler):
-    diffusion, n = Diffusion(1000), 40_000
+    diffusion, n = Diffusion(300), 20_000
     samples = sampler(diffusion, perfect_eps(diffusion), torch.randn(n, 2))
-    # 0.02: the discretisation at 200 steps (0.008 at most, measured with n = 10^6) and 2.5 standard errors
-    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=0.02)
-    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=0.02)
+    # a normal p_theta is right for infinitely small steps only: on S steps the covariance is off by 5.2/S (measured for
+    # beta-tilde, S = 300, n = 10^6), here at most 0.035; the rest is five standard errors
+    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=5 * math.sqrt(0.5 / n))
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=0.035 + 5 * math.sqrt(2 * 0.25 / n))
 
 
 @pytest.mark.parametrize("T", [1, 2, 4])
@@ -222,8 +222,3 @@ def test_samplers_do_not_care_about_the_shape_of_the_data():
 def test_wrong_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
-
-
-def test_the_reference_normal_of_these_tests_is_what_torch_calls_normal():
-    samples = MultivariateNormal(MEAN, COVARIANCE).sample((100_000,))
-    torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=0.02)

@@ -38,8 +38,8 @@ def test_the_simple_loss_is_the_mean_square_and_0_for_the_true_noise():
 def test_the_discriminators_loss_is_8_and_the_generators_is_9_as_printed():
     V_real, V_fake = 3 * torch.randn(1000), 3 * torch.randn(1000)
     D_real, D_fake = torch.sigmoid(V_real.double()), torch.sigmoid(V_fake.double())
-    assert discriminator_loss(V_real, V_fake).item() == pytest.approx((-D_real.log()).mean() + (-(1 - D_fake).log()).mean(), rel=1e-5)
-    assert generator_loss(V_fake).item() == pytest.approx(-D_fake.log().mean(), rel=1e-5)
+    assert discriminator_loss(V_real, V_fake).item() == pytest.approx((-D_real.log().mean() - (1 - D_fake).log().mean()).item(), rel=1e-5)
+    assert generator_loss(V_fake).item() == pytest.approx(-D_fake.log().mean().item(), rel=1e-5)
 
 
 def test_a_critic_at_chance_costs_2_log_2():
