@@ -257,11 +257,11 @@ def plot(path, rows):
 
 def score(args):
     """Print the FID of each source, and yield it as a row of the table."""
-    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta}
     sources = [load_npy(path, args.samples) if path.endswith(".npy") else sample.load_model(path, args.device)
                for path in args.sources]
-    # wrong flags are told before hours of sampling
-    nfe = [source.sampler(**flags)[1] if isinstance(source, sample.Model) else None for source in sources]
+    models = [source for source in sources if isinstance(source, sample.Model)]
+    flags = dict(zip(models, sample.sampler_flags(args, models)))
+    nfe = {model: model.sampler(**its)[1] for model, its in flags.items()}  # wrong flags are told before hours of sampling
     features = load_features(args.features, args.inception_weights, args.device)
     split = args.reference in ("train", "test")
     if not split and not args.reference.endswith(".npy"):
@@ -269,15 +269,15 @@ def score(args):
     real = data.load(args.reference, args.data) if split else load_npy(args.reference)
     reference = args.reference if split else Path(args.reference).stem
     mu, sigma = reference_moments(features, real, reference, Path(args.data, "fid"))
-    for path, source, steps in zip(map(Path, args.sources), sources, nfe):
+    for path, source in zip(map(Path, args.sources), sources):
         row = dict.fromkeys(COLUMNS, "")
         row |= {"name": path.absolute().parent.name if path.name == "model.pt" else path.stem, "method": "images",
                 "features": features.label, "reference": reference, "samples": str(args.samples)}
-        if steps:
-            row |= {"method": source.method, "T": str(source.T), "steps": str(steps), "seed": str(args.seed)}
+        if isinstance(source, sample.Model):
+            row |= {"method": source.method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
-            source = sample.generate(source, args.samples, args.seed, args.batch, args.amp, progress=True, **flags)
+            source = sample.generate(source, args.samples, args.seed, args.batch, args.amp, progress=True, **flags[source])
         row["fid"] = f"{frechet_distance(mu, sigma, *moments(extract(features, source))):.4f}"
         print(f"{path}: FID {row['fid']} (" + ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:-1] if row[c]) + ")")
         yield row

@@ -116,6 +116,13 @@ def add_sampler_flags(parser):
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the hardware has it if not said")
 
 
+def sampler_flags(args, models):
+    """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
+    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta}
+    mixed = len({model.method for model in models}) > 1
+    return [{} if mixed and model.method == "DDGAN" else flags for model in models]
+
+
 def device(name):
     """An argparse type: a torch.device that works on this machine."""
     try:
@@ -155,13 +162,13 @@ def main():
     for path in filter(None, (args.out, args.npy)):
         check_writable(path)
     models = [load_model(path, args.device) for path in args.checkpoints]
-    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta}
-    evaluations = [model.sampler(**flags)[1] for model in models]  # wrong flags are told before the first image
+    flags = sampler_flags(args, models)
+    evaluations = [model.sampler(**its)[1] for model, its in zip(models, flags)]  # wrong flags are told before any image
 
     rows = {}
-    for path, model, nfe in zip(args.checkpoints, models, evaluations):
+    for path, model, its, nfe in zip(args.checkpoints, models, flags, evaluations):
         start = time.perf_counter()
-        images = generate(model, args.n, args.seed, args.batch, args.amp, progress=True, **flags)
+        images = generate(model, args.n, args.seed, args.batch, args.amp, progress=True, **its)
         rate = args.n / (time.perf_counter() - start)
         label = f"{model.method} T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
         print(f"{path}: {label}, {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
