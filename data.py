@@ -83,6 +83,9 @@ def one_line_errors():
     """`with one_line_errors(): main()`: BadInput is one line on stderr and status 2, Ctrl-C is status 130; bugs show."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        print(f"{os.path.basename(sys.argv[0])}: error: the GPU's memory is full: try a smaller --batch", file=sys.stderr)
+        sys.exit(2)
     except BadInput as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -208,17 +211,23 @@ def fetch(name, root):
                    f"into {raw}, or retry with a network")
 
 
+@contextlib.contextmanager
+def network_timeout(seconds=20):
+    """Downloads by torchvision and torch.hub set no timeout: behind a silent firewall they would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def from_torchvision(temporary):
     """Let torchvision download the four files; returns their folder. Raises whatever torchvision does."""
     import torchvision  # here, because its import takes a second that nobody else needs
 
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none: behind a silent firewall it would wait for ever
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            torchvision.datasets.FashionMNIST(temporary, download=True)
-    finally:
-        socket.setdefaulttimeout(timeout)
+    with network_timeout(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        torchvision.datasets.FashionMNIST(temporary, download=True)
     return temporary / "FashionMNIST" / "raw"
 
 

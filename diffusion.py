@@ -1,4 +1,4 @@
-"""The forward process, its posterior, and every reverse sampler: section 2.1, eqs. (1), (2), (10).
+"""The forward process, its posterior, and every reverse sampler: section 2.1, eqs. (1), (2); section 2.3, eq. (10).
 
 t runs from 1 to T. Tables have T+1 entries and entry 0 is clean data (beta_0 = 0, alpha_bar_0 = 1), so that
 the posterior at t = 1 is exactly x_0 with variance 0. What is undefined at t = 0 is NaN.
@@ -37,7 +37,8 @@ class Diffusion:
     """Tables of the forward process for t = 0..T and everything that follows from them in closed form.
 
     Arguments: the number of steps T >= 1 and the name of a schedule, "vp" or "cosine".
-    Tables (float32, built in float64, shape (T+1,)): beta, alpha, alpha_bar, beta_tilde.
+    Tables (T+1,), float32, built in float64: beta, alpha, alpha_bar, one_minus_alpha_bar, beta_tilde (the posterior's
+    variance), mean_x_0 and mean_x_t (the coefficients of its mean); tau (int64), the times that networks are told.
     All methods take int64 t of shape (B,) with values 1..T and tensors of shape (B, ...).
     Raises ValueError for T < 1 and for an unknown schedule.
     """
@@ -58,7 +59,7 @@ class Diffusion:
         zero, nan = torch.zeros(1, dtype=torch.float64), torch.full((1,), math.nan, dtype=torch.float64)
         log_alpha_bar = torch.cat([zero, log_alpha.cumsum(0)])
         beta = torch.cat([zero, -torch.expm1(log_alpha)])
-        one_minus_alpha_bar = -torch.expm1(log_alpha_bar)
+        one_minus_alpha_bar = 0 - torch.expm1(log_alpha_bar)  # not -expm1, which is -0.0 at t = 0
         # beta_tilde_t = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)    (the print of (6) drops beta_t)
         beta_tilde = torch.cat([nan, beta[1:] * one_minus_alpha_bar[:-1] / one_minus_alpha_bar[1:]])
         # E[x_{t-1} | x_t, x_0] = mean_x_0 x_0 + mean_x_t x_t    (paper 003, sec. 2.2)
@@ -134,8 +135,8 @@ class Diffusion:
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
     # -- reverse samplers ---------------------------------------------------------------------------------
-    # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `on_step` is called with (t, x_{t-1}) after
-    # each step. `clip` bounds the predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
+    # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every
+    # image DDPM does; leave it off for points.
 
     def _steps(self, x_t):
         """Yield (t, what the network is told of t), both int64 of shape (B,), for t = T..1."""
@@ -148,7 +149,7 @@ class Diffusion:
         return x_0.clamp(-1, 1) if clip else x_0
 
     @torch.no_grad()
-    def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True, on_step=None):
+    def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True):
         """Algorithm 2 of DDPM (paper 003) with sigma_t^2 = beta_t or beta_tilde_t; strided(S) makes it shorter.
 
         eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for another variance.
@@ -158,17 +159,15 @@ class Diffusion:
         sigma = torch.sqrt(getattr(self, variance))
         x_t = x_T
         for t, time in self._steps(x_T):
-            # x_{t-1} = (x_t - (1 - alpha_t) / sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) / sqrt(alpha_t) + sigma_t z
-            # is the posterior's mean with eps_theta's x_0 put in; written so, x_0 can be clipped
+            # x_{t-1} = 1/sqrt(alpha_t) (x_t - (1 - alpha_t)/sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) + sigma_t z,
+            # whose first term is the posterior's mean with eps_theta's x_0 put in; so written, x_0 can be clipped
             mean, _ = self.posterior(self._predict_x_0(eps_theta, x_t, t, time, clip), x_t, t)
             z = torch.randn_like(x_t) if t[0] > 1 else 0
             x_t = mean + at(sigma, t, like=x_t) * z
-            if on_step:
-                on_step(int(t[0]), x_t)
         return x_t
 
     @torch.no_grad()
-    def ddim(self, eps_theta, x_T, eta=0.0, clip=True, on_step=None):
+    def ddim(self, eps_theta, x_T, eta=0.0, clip=True):
         """DDIM (Song, Meng, Ermon 2021, eqs. (12) and (16)): eta = 0 is deterministic, 1 is ancestral sampling.
 
         eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for eta outside [0, 1].
@@ -180,20 +179,16 @@ class Diffusion:
             x_0 = self._predict_x_0(eps_theta, x_t, t, time, clip)
             eps = self.eps_from_x_0(x_t, x_0, t)
             variance = eta**2 * at(self.beta_tilde, t, like=x_t)
-            direction = torch.sqrt((at(self.one_minus_alpha_bar, t - 1, like=x_t) - variance).clamp(min=0)) * eps
+            towards_x_t = torch.sqrt((at(self.one_minus_alpha_bar, t - 1, like=x_t) - variance).clamp(min=0)) * eps
             noise = torch.sqrt(variance) * torch.randn_like(x_t) if eta else 0
-            x_t = torch.sqrt(at(self.alpha_bar, t - 1, like=x_t)) * x_0 + direction + noise
-            if on_step:
-                on_step(int(t[0]), x_t)
+            x_t = torch.sqrt(at(self.alpha_bar, t - 1, like=x_t)) * x_0 + towards_x_t + noise
         return x_t
 
     @torch.no_grad()
-    def ddgan(self, G, x_T, z_dim, on_step=None):
-        """The reverse chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)), z ~ N(0, I) (B, z_dim)."""
+    def ddgan(self, G, x_T, z_dim):
+        """The chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) with z ~ N(0, I) of (B, z_dim)."""
         x_t = x_T
         for t, time in self._steps(x_T):
             z = torch.randn(len(x_t), z_dim, device=x_t.device)
             x_t = self.posterior_sample(G(x_t, z, time), x_t, t)
-            if on_step:
-                on_step(int(t[0]), x_t)
         return x_t

@@ -9,7 +9,6 @@ FIDs compare only at equal features, reference and number of samples (they fall 
 """
 import csv
 import hashlib
-import socket
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -121,8 +120,8 @@ def load_features(name, inception_weights=None, device="cpu"):
             path = Path(inception_weights or Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name))
             ways_out = "give a good copy by --inception-weights FILE, or use --features fashion"
             if not inception_weights and not path.exists():
-                socket.setdefaulttimeout(20)  # torch.hub sets none: behind a silent firewall it would wait for ever
-                torch.hub.load_state_dict_from_url(INCEPTION, map_location="cpu", check_hash=True)
+                with data.network_timeout():
+                    torch.hub.load_state_dict_from_url(INCEPTION, map_location="cpu", check_hash=True)
         key = hashlib.sha256(path.read_bytes()).hexdigest()
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if name == "inception":
@@ -257,21 +256,22 @@ def plot(path, rows):
 
 def score(args):
     """Print the FID of each source, and yield it as a row of the table."""
+    split = args.reference in ("train", "test")
+    if not split and not args.reference.endswith(".npy"):
+        raise BadInput(f"--reference {args.reference} is unknown: choose train, test or an .npy file")
     sources = [load_npy(path, args.samples) if path.endswith(".npy") else sample.load_model(path, args.device)
                for path in args.sources]
     models = [source for source in sources if isinstance(source, sample.Model)]
     flags = dict(zip(models, sample.sampler_flags(args, models)))
-    nfe = {model: model.sampler(**its)[1] for model, its in flags.items()}  # wrong flags are told before hours of sampling
+    nfe = {model: model.sampler(**its)[1] for model, its in flags.items()}  # wrong flags are told before any work
     features = load_features(args.features, args.inception_weights, args.device)
-    split = args.reference in ("train", "test")
-    if not split and not args.reference.endswith(".npy"):
-        raise BadInput(f"--reference {args.reference} is unknown: choose train, test or an .npy file")
     real = data.load(args.reference, args.data) if split else load_npy(args.reference)
     reference = args.reference if split else Path(args.reference).stem
     mu, sigma = reference_moments(features, real, reference, Path(args.data, "fid"))
     for path, source in zip(map(Path, args.sources), sources):
         row = dict.fromkeys(COLUMNS, "")
-        row |= {"name": path.absolute().parent.name if path.name == "model.pt" else path.stem, "method": "images",
+        in_a_run = path.name in ("model.pt", "checkpoint.pt")  # whose folder has the name
+        row |= {"name": path.absolute().parent.name if in_a_run else path.stem, "method": "images",
                 "features": features.label, "reference": reference, "samples": str(args.samples)}
         if isinstance(source, sample.Model):
             row |= {"method": source.method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 
 def simple_loss(eps, eps_theta):
-    """L_simple: the mean of ||eps - eps_theta||^2 over the batch and all coordinates, Ho et al. 2020, eq. (14)."""
+    """L_simple, Ho et al. 2020, eq. (14), divided by the dimension: the mean of (eps - eps_theta)^2 over everything."""
     return F.mse_loss(eps_theta.float(), eps)
 
 
@@ -19,7 +19,7 @@ def weighted_loss(eps, eps_theta, t, diffusion):
     """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
 
     p_theta has the posterior's variance. Defined for t >= 2; at t = 1 that variance is 0, the bound has another
-    term there (L_0), and the result is NaN or infinite.
+    term there (L_0), and the result is infinite.
     """
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); ERRATA: beta-bar_t lacks the factor beta_t
     beta, beta_tilde, alpha = diffusion.beta[t], diffusion.beta_tilde[t], diffusion.alpha[t]

@@ -9,8 +9,9 @@ A checkpoint rebuilds its own network, so its path is all that is needed. Prints
 """
 
 import argparse
-import pickle
+import os
 import time
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,7 @@ from diffusion import Diffusion
 from unet import Generator, UNet, bf16_autocast
 
 NETWORKS = {"DDPM": UNet, "DDGAN": Generator}
+DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
 class Model:
@@ -47,7 +49,7 @@ class Model:
         if self.method == "DDGAN":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta)):
                 if value is not None:
-                    raise BadInput(f"{flag} {value} is for DDPM checkpoints; this DDGAN always takes its T = {self.T} steps: leave it out")
+                    raise BadInput(f"{flag} {value} is for DDPMs; this DDGAN always takes its T = {self.T} steps: leave it out")
             return lambda x_T: self.diffusion.ddgan(self.network, x_T, self.args["network"]["z_dim"]), self.T
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
@@ -68,22 +70,25 @@ def load_model(path, device="cpu"):
     try:
         model = Model(saved["args"], device)
         model.network.load_state_dict(saved["weights"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not fit this project's networks ({one_line(error)[:120]}): train it again") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} does not fit this project's networks ({one_line(error)[:99]}): train it again") from error
     model.network.eval().requires_grad_(False)
     return model
 
 
 def read_checkpoint(path, device="cpu"):
     """The dict in a trainer's file. Raises BadInput, as load_model does."""
+    way_out = "give the model.pt or checkpoint.pt that a trainer wrote"
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle before it refuses it
+            saved = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
-        raise BadInput(f"cannot read {path} ({error.strerror}): give the model.pt or checkpoint.pt that a trainer wrote") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise BadInput(f"{path} is no checkpoint, or a damaged one: give the model.pt or checkpoint.pt that a trainer wrote") from error
-    if not isinstance(saved, dict) or not {"args", "weights"} <= saved.keys() or saved["args"].get("method") not in NETWORKS:
-        raise BadInput(f"{path} is a checkpoint of some other project: give the model.pt or checkpoint.pt that a trainer wrote")
+        raise BadInput(f"cannot read {path} ({error.strerror}): {way_out}") from error
+    except Exception as error:  # unpickling a damaged file can raise nearly anything
+        raise BadInput(f"{path} is no checkpoint, or a damaged one: {way_out}") from error
+    args = saved.get("args") if isinstance(saved, dict) else None
+    if not isinstance(args, dict) or args.get("method") not in [*NETWORKS] or "weights" not in saved:
+        raise BadInput(f"{path} is a checkpoint of some other project: {way_out}")
     return saved
 
 
@@ -95,7 +100,8 @@ def generate(model, n, seed=0, batch=500, amp=None, progress=False, **sampler_fl
     sample, _ = model.sampler(**sampler_flags)
     devices = [model.device] if model.device.type == "cuda" else []
     images = []
-    with torch.random.fork_rng(devices), bf16_autocast(model.device, amp), tqdm(total=n, unit="img", disable=not progress) as bar:
+    bar = tqdm(total=n, unit="img", disable=not progress)
+    with bar, torch.random.fork_rng(devices), bf16_autocast(model.device, amp):
         torch.manual_seed(seed)
         for start in range(0, n, batch):
             x_T = torch.randn(min(batch, n - start), 1, 28, 28, device=model.device)
@@ -109,10 +115,10 @@ def add_sampler_flags(parser):
     flag = parser.add_argument
     flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (if not said), or DDIM")
     flag("--steps", type=number(int, 1), help="for a DDPM: evenly spaced steps out of its T; all if not said")
-    flag("--eta", type=number(float, 0, 1), help="for DDIM: noise of each step, from 0 (deterministic, if not said) to 1 (ancestral)")
-    flag("--seed", type=number(int, 0), default=0, help="of x_T, z and the noise of each step")
+    flag("--eta", type=number(float, 0, 1), help="for DDIM: its noise, from 0 (none, if not said) to 1 (ancestral sampling)")
+    flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of x_T, z and the noise of each step")
     flag("--batch", type=number(int, 1), default=500, help="images at a time; more is faster until memory ends")
-    flag("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where to sample")
+    flag("--device", type=device, default=DEVICES[0], help="where to sample")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the hardware has it if not said")
 
 
@@ -124,11 +130,13 @@ def sampler_flags(args, models):
 
 
 def device(name):
-    """An argparse type: a torch.device that works on this machine."""
+    """An argparse type: a torch.device of this machine, cpu or cuda."""
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name} is no device of this machine: use cpu") from error
+        if torch.device(name).type in ("cpu", "cuda"):
+            return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        pass
+    raise argparse.ArgumentTypeError(f"{name} is no device of this machine: use {' or '.join(DEVICES)}")
 
 
 def save_grid(images, path, columns=8):
@@ -139,10 +147,10 @@ def save_grid(images, path, columns=8):
 
 
 def save_rows(rows, path):
-    """Write a figure with a labelled row for each entry of rows: {label: uint8 images (N, 1, H, W)}."""
-    n = len(next(iter(rows.values())))
+    """Write a figure with a labelled row for each entry of rows: pairs (label, uint8 images (N, 1, H, W)) of one N."""
+    n = len(rows[0][1])
     figure, axes = plt.subplots(len(rows), figsize=(0.45 * n + 2, 0.5 * len(rows)), squeeze=False)
-    for axis, (label, images) in zip(axes[:, 0], rows.items()):
+    for axis, (label, images) in zip(axes[:, 0], rows):
         axis.imshow(make_grid(images, nrow=n, padding=1, pad_value=255).permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[], frame_on=False)
@@ -153,33 +161,40 @@ def save_rows(rows, path):
 
 def main():
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
-    parser.add_argument("-n", type=number(int, 1), default=64, help="images from each checkpoint")
-    parser.add_argument("--out", default="samples.png", help="the grid; several checkpoints: one labelled row each")
-    parser.add_argument("--npy", metavar="FILE", help="the raw images too, uint8 (N, 1, 28, 28), checkpoint after checkpoint")
+    flag = parser.add_argument
+    flag("checkpoints", nargs="+", metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
+    flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row")
+    flag("--out", default="samples.png", help="the grid; several checkpoints: one labelled row each")
+    flag("--npy", metavar="FILE", help="the raw images too: uint8 (N, 1, 28, 28), checkpoint after checkpoint")
     add_sampler_flags(parser)
     args = parser.parse_args()
     for path in filter(None, (args.out, args.npy)):
         check_writable(path)
+    if args.npy and os.path.abspath(args.npy) == os.path.abspath(args.out):
+        raise BadInput(f"--npy {args.npy} is also --out: choose another name for one of them")
     models = [load_model(path, args.device) for path in args.checkpoints]
     flags = sampler_flags(args, models)
     evaluations = [model.sampler(**its)[1] for model, its in zip(models, flags)]  # wrong flags are told before any image
 
-    rows = {}
+    rows = []
     for path, model, its, nfe in zip(args.checkpoints, models, flags, evaluations):
         start = time.perf_counter()
         images = generate(model, args.n, args.seed, args.batch, args.amp, progress=True, **its)
         rate = args.n / (time.perf_counter() - start)
-        label = f"{model.method} T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
-        print(f"{path}: {label}, {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
-        rows[label if label not in rows else f"{label}\n{path}"] = images
-    if len(rows) == 1:
-        save_grid(images, args.out)
-    else:
-        save_rows(rows, args.out)
+        label = f"{model.method} T = {model.T}"
+        if model.method == "DDPM":
+            label += f", {args.sampler or 'ancestral'} {nfe}"
+        print(f"{path}: {label}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
+        rows.append((label, images))
     if args.npy:
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:
-            np.save(file, torch.cat(list(rows.values())).numpy())
+            np.save(file, torch.cat([images for _, images in rows]).numpy())
+    if len(rows) == 1:
+        save_grid(images[:64], args.out)
+    else:
+        labels = [label for label, _ in rows]
+        save_rows([(label if labels.count(label) == 1 else f"{label}\n{path}", images[:20])
+                   for path, (label, images) in zip(args.checkpoints, rows)], args.out)
     print("wrote " + " and ".join(filter(None, (args.out, args.npy))))
 
 

@@ -8,6 +8,8 @@ for each t: it should be clearly positive at t = 1 and fall with t. The losses s
 real and fake are both almost noise.
 """
 
+import sys
+
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from data import load, normalize, number, one_line_errors
 from losses import discriminator_loss, generator_loss, r1_penalty
 from train_ddpm import Run, training_parser
-from unet import Discriminator, bf16_autocast, preset
+from unet import Discriminator, bf16_autocast
 
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
 
@@ -23,20 +25,21 @@ R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 1
 def main():
     parser = training_parser(__doc__, T=4, out="runs/ddgan")
     flag = parser.add_argument
-    flag("--lr-g", type=number(float, above=0), default=1e-4, help="Adam's learning rate for G, decayed to 0 by a cosine")
-    flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; a D that falls behind G leaves it at chance")
+    flag("--lr-g", type=number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
     flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
-    flag("--z-dim", type=number(int, 1), default=64, help="dimensions of the latent z")
+    flag("--z-dim", type=number(int, 2), default=64, help="dimensions of the latent z, of which G sees the direction")
     run = Run("DDGAN", parser, cpu={"steps": 9000, "batch": 32, "width": 40, "lr_g": 2e-4})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
-    D = Discriminator(**preset(args.preset, args.width)).to(args.device)
+    D = Discriminator(**run.sizes).to(args.device)
     betas = (0.5, 0.9)  # DDGAN, Table 6
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
     scheduler_G, scheduler_D = CosineAnnealingLR(optimizer_G, args.steps), CosineAnnealingLR(optimizer_D, args.steps)
-    parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
+    parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    parts |= {"scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
 
     for _ in run.steps(check=warn_if_at_chance, **parts):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
@@ -79,7 +82,8 @@ def main():
 def warn_if_at_chance(row):
     """Say so when D cannot tell real from fake even at t = 1: with bad samples that is a failed run, no equilibrium."""
     if abs(row["gap_1"]) < 0.1:
-        tqdm.write(f"step {row['step']}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, D is at chance: lower --lr-g, raise --lr-d or lower --r1")
+        tqdm.write(f"step {row['step']}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, so D is at chance. If the samples "
+                   "are bad: lower --lr-g, raise --lr-d or lower --r1", file=sys.stderr)
 
 
 if __name__ == "__main__":

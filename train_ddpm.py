@@ -21,15 +21,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import BadInput, Parser, check_writable, load, normalize, number, one_line_errors, write_atomically
+from data import BadInput, Parser, check_writable, load, normalize, number, one_line, one_line_errors, write_atomically
 from losses import simple_loss
-from sample import Model, device, generate, read_checkpoint, save_grid
+from sample import DEVICES, Model, device, generate, read_checkpoint, save_grid
 from unet import PRESETS, bf16_autocast, preset
 
 
 def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
-    parser.add_argument("--lr", type=number(float, above=0), default=1e-3, help="Adam's learning rate, decayed to 0 by a cosine")
+    parser.add_argument("--lr", type=number(float, above=0), default=1e-3, help="Adam's learning rate, falling to 0 as a cosine")
     run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
     args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
 
@@ -63,11 +63,11 @@ def training_parser(doc, T, out):
     flag("--T", type=number(int, 1), default=T, help="denoising steps T")
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
-    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks (unet.py); cpu also sets the defaults of a run of an hour on one core")
+    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks (unet.py); cpu also has the defaults of a run of an hour on one core")
     flag("--width", type=number(int, 8), help="channels at the highest resolution, if not the preset's; a multiple of 8")
-    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' moving average, from which samples are drawn")
-    flag("--seed", type=number(int, 0), default=0, help="of the initial weights, the batches and the noise")
-    flag("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where to train")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average that is sampled from")
+    flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights, the batches and the noise")
+    flag("--device", type=device, default=DEVICES[0], help="where to train")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the hardware has it if not said")
     flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
     flag("--out", default=out, help="folder of the run")
@@ -76,7 +76,8 @@ def training_parser(doc, T, out):
     return parser
 
 
-UNSAVED = {"device", "out", "data", "resume"}  # flags that may differ when a run is resumed
+UNSAVED = {"device", "out", "data", "resume"}  # flags that are no part of a run
+FREE = {"every", "amp"}  # flags that may be given anew when it is resumed
 
 
 class Run:
@@ -99,34 +100,39 @@ class Run:
         self.saved = self._read(method, parser) if args.resume else None
         if args.width and args.width % 8:
             raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
-        sizes = {**preset(args.preset, args.width), **({"z_dim": args.z_dim} if "z_dim" in args else {})}
+        latent = {"z_dim": args.z_dim} if "z_dim" in args else {}
+        network = self.saved["args"]["network"] if self.saved else {**preset(args.preset, args.width), **latent}
         flags = {name: value for name, value in vars(args).items() if name not in UNSAVED}
         torch.manual_seed(args.seed)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-        self.model = Model({"method": method, "schedule": "vp", "network": sizes, **flags}, args.device)
+        self.model = Model({"method": method, "schedule": "vp", **flags, "network": network}, args.device)
+        self.sizes = {name: value for name, value in network.items() if name != "z_dim"}  # D's are the same
         self.ema = exponential_moving_average(self.model.network, args.ema)
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
 
     def _read(self, method, parser):
-        """Read the checkpoint to resume and take its arguments; a flag that contradicts them is an error."""
-        saved = read_checkpoint(self.path, self.args.device)
+        """Read the checkpoint to resume and take its arguments; a typed flag that contradicts them is an error."""
+        saved = read_checkpoint(self.path)
         if saved["args"]["method"] != method or "training" not in saved:
             raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
-        for name, value in saved["args"].items():
-            if name in self.args and name not in UNSAVED:
-                given = getattr(self.args, name)
-                if given not in (value, parser.get_default(name)):
-                    raise BadInput(f"--{name.replace('_', '-')} {given} is not what {self.path} was begun with ({value}): leave it out, or choose another --out")
+        untyped = object()  # argparse leaves alone what the namespace already has, unless it is typed
+        typed = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(self.args), untyped)))
+        for name in vars(self.args).keys() & saved["args"].keys():
+            value, given = saved["args"][name], getattr(typed, name)
+            if given is untyped:
                 setattr(self.args, name, value)
+            elif given != value and name not in FREE:
+                flag = f"--{name.replace('_', '-')} {given}"
+                raise BadInput(f"{flag} is not what {self.path} was begun with ({value}): leave it out, or choose another --out")
         return saved
 
     def steps(self, check=lambda row: None, **parts):
         """Yield once a step. parts: all that has a state_dict and must be saved; check: is shown each line of the log."""
         self.parts, self.check = {"ema": self.ema, **parts}, check
         if self.saved:
-            self._restore(self.saved["training"])
-        batch, device_name = self.args.batch, self.args.device.type
-        print(f"{sum(p.numel() for p in self.model.network.parameters()) / 1e6:.2f} M parameters, on {device_name}", file=sys.stderr)
+            self._restore(self.saved.pop("training"))
+        batch, count = self.args.batch, sum(p.numel() for p in self.model.network.parameters())
+        print(f"{self.model.method}: {count / 1e6:.2f} M parameters, on {self.args.device}", file=sys.stderr)
         shown_every = 0.5 if sys.stderr.isatty() else 60  # seconds
         bar = tqdm(total=self.args.steps * batch, initial=self.step * batch, unit="img", mininterval=shown_every)
         with bar, signals_noted() as received:
@@ -137,7 +143,8 @@ class Run:
                 bar.update(batch)
                 self.seconds = time.perf_counter() - start
                 if self.step % 50 == 0:  # reading a loss makes CUDA wait: not at every step
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()}, refresh=False)
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()
+                                     if name.endswith("_1") or not name[-1].isdigit()}, refresh=False)
                 due = self.step % self.args.every == 0 or self.step == self.args.steps
                 if due:
                     self._note_row()
@@ -188,15 +195,8 @@ class Run:
         few = {"sampler": "ddim", "steps": min(50, self.args.T)} if self.model.method == "DDPM" else {}
         try:
             grid = generate(averaged, 64, amp=self.args.amp, **few)
-        except ValueError:
-            self._diverged("the samples contain NaN")
-        training = {
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
-            "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
-        }
-        with write_atomically(self.path) as temporary:
-            torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
+        except ValueError as error:  # to_uint8 takes no NaN
+            self._diverged(str(error))
         with write_atomically(os.path.join(out, "model.pt")) as temporary:
             half = {name: value.half() for name, value in weights.items()}
             torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
@@ -206,24 +206,38 @@ class Run:
                 writer = csv.DictWriter(file, list(self.rows[0]))
                 writer.writeheader()
                 writer.writerows(self.rows)
+        training = {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
+            "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
+        }
+        with write_atomically(self.path) as temporary:  # last, so that a run cut short before it does all this again
+            torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
 
     def _restore(self, training):
-        for name, part in self.parts.items():
-            part.load_state_dict(training["parts"][name])
-        self.step, self.seconds, self.rows, self.sums = (training[name] for name in ("step", "seconds", "rows", "sums"))
-        torch.set_rng_state(training["random"].cpu())
-        if training["random_cuda"] is not None and self.args.device.type == "cuda":
-            torch.cuda.set_rng_state(training["random_cuda"].cpu(), self.args.device)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(training["parts"][name])
+            self.step, self.seconds, self.rows = training["step"], training["seconds"], training["rows"]
+            to = self.args.device
+            self.sums = {name: (total.to(to), count.to(to)) for name, (total, count) in training["sums"].items()}
+            torch.set_rng_state(training["random"])
+            if training["random_cuda"] is not None and to.type == "cuda":
+                torch.cuda.set_rng_state(training["random_cuda"], to)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{self.path} does not fit this version of the trainer ({one_line(error)[:99]}): begin a new run") from error
 
 
 def exponential_moving_average(network, decay):
-    """theta' <- d theta' + (1 - d) theta, d rising to `decay` with the steps, so that the first weights are soon forgotten."""
+    """theta' <- d theta' + (1 - d) theta, with d rising to `decay` so that the first weights are soon forgotten."""
 
-    def average(averages, weights, n):
-        d = min(decay, (1 + float(n)) / (10 + float(n)))  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
+    def average(averages, weights, _):
+        n = int(model.n_averaged)  # it stays on the CPU
+        d = min(decay, (1 + n) / (10 + n))  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
         get_ema_multi_avg_fn(d)(averages, weights, n)
 
-    return AveragedModel(network, multi_avg_fn=average)
+    model = AveragedModel(network, multi_avg_fn=average)
+    return model
 
 
 @contextlib.contextmanager

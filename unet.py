@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The paper names no sizes. `fold` = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
+# The paper names no sizes. fold = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
 PRESETS = {
-    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: near Ho et al.'s for CIFAR-10, half as wide
+    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: like Ho et al.'s for CIFAR-10, half as wide
     "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: README, "Speed"
 }
 
@@ -28,11 +28,11 @@ def preset(name, width=None):
 
 
 def computes_in_bf16(device):
-    """Whether the hardware itself computes in bfloat16; a CPU that emulates it is a hundred times slower than in float32."""
+    """Whether the hardware itself computes in bfloat16; a CPU that emulates it is far slower than in float32."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # none: this torch is too old to say
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
 
 
 def bf16_autocast(device, enabled=None):
@@ -86,7 +86,8 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.chunk(3, dim=2)  # (B, 3C, H, W) -> (B, H*W, 3C) -> 3 x (B, H*W, C)
+        qkv = self.qkv(self.norm(x)).flatten(2).mT  # (B, C, H, W) -> (B, 3C, H*W) -> (B, H*W, 3C)
+        q, k, v = qkv.chunk(3, dim=2)  # 3 x (B, H*W, C)
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.mT.unflatten(2, x.shape[2:]))  # (B, H*W, C) -> (B, C, H*W) -> (B, C, H, W)
 
@@ -119,7 +120,7 @@ class UNet(nn.Module):
     """eps_theta(x_t, t): x_t (B, channels, H, W) and t int64 (B,) -> (B, channels, H, W), sec. 3.1.
 
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
-    blocks a level; fold: the network works on fold x fold pixels as one. H and W must be divisible by fold 2^(levels - 1).
+    blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
     """
 
     def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1):
@@ -160,7 +161,7 @@ class Generator(UNet):
         self.embed_z = mlp(z_dim, 4 * width, layers=3)
 
     def forward(self, x_t, z, t):
-        z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True))  # on a sphere, as DDGAN, appendix C
+        z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # on a sphere, as DDGAN, appendix C
         return torch.tanh(super().forward(x_t, t, self.embed_z(z)))
 
 
@@ -182,6 +183,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x_prev, x_t, t):
         emb = F.silu(self.embed_t(embed_time(t, self.width)))
-        h = F.pixel_unshuffle(torch.cat([x_prev, x_t], dim=1), self.fold)  # 2 x (B, C, H, W) -> (B, 2C fold^2, H/fold, W/fold)
+        h = torch.cat([x_prev, x_t], dim=1)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
+        h = F.pixel_unshuffle(h, self.fold)  # -> (B, 2C fold^2, H/fold, W/fold)
         h = F.silu(self.norm_out(self.down(h, emb)[-1]))
         return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)

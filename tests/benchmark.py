@@ -61,7 +61,7 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     diffusion, x_0 = Diffusion(1000, device=args.device), torch.randn(args.batch, 1, 28, 28, device=args.device)
 
     def step():
-        t, eps = torch.randint(1, 1000, (args.batch,), device=args.device), torch.randn_like(x_0)
+        t, eps = torch.randint(1, 1001, (args.batch,), device=args.device), torch.randn_like(x_0)
         with bf16_autocast(args.device, amp):
             prediction = call(network, diffusion.q_sample(x_0, t, eps), t)
         loss = simple_loss(eps, prediction)
@@ -166,7 +166,7 @@ def main():
     for name in reversed(PRESETS):
         network = UNet(**preset(name)).to(args.device)
         line = report(f"DDPM, preset {name}", ddpm_step(network, args, None), args.batch, args, peak)
-        report(f"DDGAN, preset {name}", ddgan_step(args, name), args.batch, args, peak)
+        report(f"DDGAN, preset {name}, T = 4, G and D", ddgan_step(args, name), args.batch, args, peak)
         ours = ours or line  # the CPU preset's
     for library, compare in (("diffusers", compare_with_diffusers), ("denoising_diffusion_pytorch", compare_with_denoising_diffusion_pytorch)):
         if find_spec(library):

@@ -7,7 +7,7 @@ import torch
 
 from diffusion import SCHEDULES, Diffusion
 
-T_OF_INTEREST = [1, 2, 4, 10, 1000]
+T_OF_INTEREST = [2, 4, 10, 1000]
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +49,7 @@ def test_the_pair_has_the_joint_moments_of_the_chain(T):
 def test_posterior_is_bayes_rule(T, schedule):
     """Conditioning the joint normal of (x_{t-1}, x_t) given x_0, built from (1) and (2) alone, in float64."""
     diffusion, x_0 = Diffusion(T, schedule), 0.3
-    for t in {2, T // 2 + 1, T} - {1}:
-        if t > T:
-            continue
+    for t in {2, T // 2 + 1, T}:
         beta = diffusion.beta[t].double()
         alpha_bar_before = diffusion.alpha_bar[t - 1].double()
         variance_before = diffusion.one_minus_alpha_bar[t - 1].double()
@@ -76,7 +74,7 @@ def test_posterior_is_bayes_rule_by_numerical_integration():
     assert variance.item() == pytest.approx((density * (x_prev - mean.item()) ** 2).sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("T", T_OF_INTEREST)
+@pytest.mark.parametrize("T", [1, *T_OF_INTEREST])
 def test_posterior_at_t_1_is_x_0_with_variance_0(T):
     x_0, x_t = torch.randn(8, 1, 4, 4), torch.randn(8, 1, 4, 4)
     mean, variance = Diffusion(T).posterior(x_0, x_t, torch.ones(8, dtype=torch.int64))

@@ -16,6 +16,7 @@ import torch
 
 import data
 import losses
+import train_ddgan
 import train_ddpm
 from sample import generate, load_model
 
@@ -55,6 +56,13 @@ def runs(tmp_path_factory):
     return folder
 
 
+def wait_for(path, process):
+    deadline = time.time() + 120
+    while not path.exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.01)
+
+
 def log_of(folder):
     with open(folder / "log.csv", newline="") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
@@ -73,14 +81,11 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     flags = [*TINY, "--T", "4", "--steps", "60", "--every", "10"]
     process = subprocess.Popen([sys.executable, SCRIPT[method], *flags, "--out", tmp_path / "cut"], cwd=HOME,
                                stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
-    deadline = time.time() + 120
-    while not (tmp_path / "cut" / "model.pt").exists():
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.01)
+    wait_for(tmp_path / "cut" / "checkpoint.pt", process)
     process.send_signal(number)
     message = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number and "--resume" in message and "Traceback" not in message
-    assert len(log_of(tmp_path / "cut")) < 6  # or it was not interrupted
+    assert len(log_of(tmp_path / "cut")) < 6, "the run ended before the signal"
 
     assert run(SCRIPT[method], "--resume", "--out", tmp_path / "cut")[0] == 0
     assert run(SCRIPT[method], *flags, "--out", tmp_path / "whole")[0] == 0
@@ -93,9 +98,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_a_run_killed_without_warning_resumes_from_its_last_checkpoint(tmp_path, run):
     flags = [*TINY, "--T", "4", "--steps", "60", "--every", "20"]
     process = subprocess.Popen([sys.executable, "train_ddgan.py", *flags, "--out", tmp_path / "cut"], cwd=HOME, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "cut" / "log.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(tmp_path / "cut" / "checkpoint.pt", process)
     process.kill()
     process.wait()
     assert run("train_ddgan.py", "--resume", "--out", tmp_path / "cut")[0] == 0
@@ -139,6 +142,12 @@ def test_several_checkpoints_make_one_figure_and_the_same_seed_the_same_images(r
     assert np.abs(arrays[0][:3].astype(int) - arrays[0][3:]).mean() < 2
 
 
+def test_in_a_mixed_list_the_samplers_flags_are_the_ddpms(runs, tmp_path, run):
+    status, out, _ = run("sample.py", runs / "DDPM/model.pt", runs / "DDGAN/model.pt", "--sampler", "ddim", "--steps", 2,
+                         "-n", 2, "--out", tmp_path / "rows.png")
+    assert status == 0 and "ddim 2: 2 network" in out and "DDGAN T = 4: 4 network" in out
+
+
 def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
     moved = shutil.copy(runs / "DDGAN/model.pt", tmp_path / "elsewhere.pt")
     model = load_model(moved)
@@ -147,9 +156,8 @@ def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
 
 def test_scoring_a_checkpoint_and_its_images_gives_the_same_fid(runs, tmp_path, run):
     table = tmp_path / "fid.csv"
-    common = ["--features", "fashion", "--samples", 40, "--reference", "test", "--csv", table, "--data", tmp_path / "cache"]
+    common = ["--features", "fashion", "--samples", 40, "--reference", "test", "--csv", table]
     assert run("sample.py", runs / "DDGAN/model.pt", "-n", 40, "--npy", tmp_path / "s.npy", "--out", tmp_path / "s.png")[0] == 0
-    (tmp_path / "cache").mkdir()
     status, _, err = run("fid.py", runs / "DDGAN/model.pt", tmp_path / "s.npy", *common, "--plot", tmp_path / "fid.png")
     assert status == 0, err
     with open(table, newline="") as file:
@@ -169,9 +177,14 @@ BAD = {
     "an existing run": (["train_ddpm.py", "--out", "{runs}/DDPM"], "--resume"),
     "nothing to resume": (["train_ddpm.py", "--out", "{tmp}/none", "--resume"], "none/checkpoint.pt"),
     "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "DDPM"),
+    "a seed beyond 64 bits": (["train_ddpm.py", "--seed", "99999999999999999999"], "99999999999999999999"),
+    "a device without arithmetic": (["train_ddpm.py", "--device", "meta"], "meta"),
+    "one name for both outputs": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}/a", "--npy", "{tmp}/a"], "{tmp}/a"),
+    "a text as checkpoint": (["sample.py", "README.md"], "README.md"),
     "resuming with another T": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--T", "3"], "--T 3"),
+    "resuming with another number of steps, the default": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--steps", "60000"], "--steps 60000"),
     "an output that cannot be written": (["train_ddpm.py", "--out", "{tmp}/file/run"], "file/run"),
-    "no data": (["train_ddpm.py", "--out", "{tmp}/new", "--data", "{tmp}/truncated"], "train-images-idx3-ubyte"),
+    "a truncated data file": (["train_ddpm.py", "--out", "{tmp}/new", "--data", "{tmp}/truncated"], "train-images-idx3-ubyte"),
     "no checkpoint": (["sample.py", "{tmp}/none.pt"], "none.pt"),
     "an unreadable checkpoint": (["sample.py", "{tmp}/file"], "file"),
     "a truncated checkpoint": (["sample.py", "{tmp}/cut.pt"], "cut.pt"),
@@ -197,10 +210,35 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(name, runs, t
     raw = tmp_path / "truncated/FashionMNIST/raw"
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
-    before = sorted(tmp_path.rglob("*")) + sorted(runs.rglob("*"))
+    before = contents(tmp_path) | contents(runs)
 
     (script, *args), named = BAD[name]
     status, _, err = run(script, *(a.format(runs=runs, tmp=tmp_path) for a in args))
     assert status == 2 and err.count("\n") == 1 and "Traceback" not in err, err
     assert named.format(tmp=tmp_path) in err
-    assert sorted(tmp_path.rglob("*")) + sorted(runs.rglob("*")) == before
+    assert contents(tmp_path) | contents(runs) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_r1_is_added_at_every_16th_step_16_times_as_large(tmp_path, monkeypatch):
+    p = torch.zeros((), requires_grad=True)
+    monkeypatch.setattr(train_ddgan, "r1_penalty", lambda D, x_prev, x_t, t: p + 0)
+    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--r1", "0.5", "--steps", "33", "--out", str(tmp_path / "run")])
+    train_ddgan.main()
+    assert p.grad.item() == pytest.approx(3 * 16 * 0.5 / 2)  # at steps 0, 16, 32
+
+
+def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = train_ddpm.exponential_moving_average(network, decay=0.9)
+    expected = None
+    for n in range(200):
+        torch.nn.init.constant_(network.weight, float(n))
+        ema.update_parameters(network)
+        d = min(0.9, (1 + n) / (10 + n))
+        expected = float(n) if expected is None else d * expected + (1 - d) * n
+    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(199 - 9, abs=0.01)  # the lag of an average of decay 0.9 behind a ramp: d / (1 - d)
