@@ -29,7 +29,8 @@ from unet import PRESETS, bf16_autocast, preset
 
 def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
-    parser.add_argument("--lr", type=number(float, above=0), default=1e-3, help="Adam's learning rate, falling to 0 as a cosine")
+    parser.add_argument("--lr", type=number(float, above=0), default=1e-3,
+                        help="Adam's learning rate, falling to 0 as a cosine")
     run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
     args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
 
@@ -63,7 +64,8 @@ def training_parser(doc, T, out):
     flag("--T", type=number(int, 1), default=T, help="denoising steps T")
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
-    flag("--preset", choices=list(PRESETS), default="gpu", help="sizes of the networks (unet.py); cpu also has the defaults of a run of an hour on one core")
+    flag("--preset", choices=list(PRESETS), default="gpu",
+         help="sizes of the networks (unet.py); cpu also has the defaults of a run of an hour on one core")
     flag("--width", type=number(int, 8), help="channels at the highest resolution, if not the preset's; a multiple of 8")
     flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average that is sampled from")
     flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights, the batches and the noise")
@@ -123,7 +125,8 @@ class Run:
                 setattr(self.args, name, value)
             elif given != value and name not in FREE:
                 flag = f"--{name.replace('_', '-')} {given}"
-                raise BadInput(f"{flag} is not what {self.path} was begun with ({value}): leave it out, or choose another --out")
+                raise BadInput(f"{flag} is not what {self.path} was begun with ({value}): "
+                               "leave it out, or choose another --out")
         return saved
 
     def steps(self, check=lambda row: None, **parts):
@@ -225,7 +228,8 @@ class Run:
             if training["random_cuda"] is not None and to.type == "cuda":
                 torch.cuda.set_rng_state(training["random_cuda"], to)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"{self.path} does not fit this version of the trainer ({one_line(error)[:99]}): begin a new run") from error
+            reason = one_line(error)[:99]  # load_state_dict names every weight
+            raise BadInput(f"{self.path} does not fit this version of the trainer ({reason}): begin a new run") from error
 
 
 def exponential_moving_average(network, decay):
