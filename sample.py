@@ -149,9 +149,10 @@ def save_grid(images, path, columns=8):
 def save_rows(rows, path):
     """Write a figure with a labelled row for each entry of rows: pairs (label, uint8 images (N, 1, H, W)) of one N."""
     n = len(rows[0][1])
-    figure, axes = plt.subplots(len(rows), figsize=(0.45 * n + 2, 0.5 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), figsize=(0.5 * n + 2, 0.55 * len(rows)), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows):
-        axis.imshow(make_grid(images, nrow=n, padding=1, pad_value=255).permute(1, 2, 0).numpy())  # (3, H, W) -> (H, W, 3)
+        row = make_grid(images, nrow=n, padding=1, pad_value=255).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+        axis.imshow(row.numpy(), interpolation="nearest")
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[], frame_on=False)
     with write_atomically(path) as temporary:
