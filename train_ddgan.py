@@ -29,7 +29,7 @@ def main():
     flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
     flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--z-dim", type=number(int, 2), default=64, help="dimensions of the latent z, of which G sees the direction")
-    run = Run("DDGAN", parser, cpu={"steps": 9000, "batch": 32, "width": 40, "lr_g": 2e-4})
+    run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40, "lr_g": 2e-4})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
