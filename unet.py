@@ -58,11 +58,6 @@ def norm(channels):
     return nn.GroupNorm(8, channels)  # 8: ours, groups of at least 2 channels at every width that we train
 
 
-def enlarge(x, factor):
-    """(B, C, H, W) -> (B, C, factor H, factor W). A pixel_shuffle, or repeated pixels, leave a lattice in a GAN's samples."""
-    return F.interpolate(x, scale_factor=float(factor), mode="bilinear") if factor > 1 else x
-
-
 class ResBlock(nn.Module):
     """x + f(x, emb): two 3 x 3 convolutions; emb (B, c_emb) scales and shifts what is between them."""
 
@@ -126,11 +121,13 @@ class UNet(nn.Module):
 
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
     blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
+    smooth: enlarge bilinearly on the way up. G must, or the grid of folded pixels shows in its samples; eps_theta must
+    not, for the noise that it predicts knows no neighbours.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False):
         super().__init__()
-        self.width, self.fold = width, fold
+        self.width, self.fold, self.smooth = width, fold, smooth
         c, c_emb = [m * width for m in mult], 4 * width
         self.embed_t = mlp(width, c_emb, layers=2)
         self.down = Down(channels * fold**2, width, mult, blocks, c_emb)
@@ -139,8 +136,8 @@ class UNet(nn.Module):
         self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
         self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
         self.norm_out = norm(c[0])
-        # at full resolution again; these two see nothing of the fold x fold grid
-        self.unfold = nn.Conv2d(c[0] + channels, 16, 3, padding=1)
+        # at full resolution again: these two keep the grid out of the samples
+        self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + channels, 16, 3, padding=1)
         self.out = nn.Conv2d(16, channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
 
@@ -153,8 +150,13 @@ class UNet(nn.Module):
             for block in level:
                 h = block(torch.cat([h, features.pop()], dim=1), emb)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
             if i > 0:
-                h = enlarge(self.grow[i - 1](h), 2)  # (B, C', H, W) -> (B, C, 2H, 2W)
-        h = enlarge(F.silu(self.norm_out(h)), self.fold)  # (B, C, H, W) -> (B, C, fold H, fold W)
+                mode = "bilinear" if self.smooth else "nearest"
+                h = F.interpolate(self.grow[i - 1](h), scale_factor=2.0, mode=mode)  # (B, C', H, W) -> (B, C, 2H, 2W)
+        h = F.silu(self.norm_out(h))
+        if self.smooth:
+            h = F.interpolate(h, scale_factor=float(self.fold), mode="bilinear")  # -> (B, C, fold H, fold W)
+        else:
+            h = F.pixel_shuffle(h, self.fold)  # -> (B, C/fold^2, fold H, fold W)
         return self.out(F.silu(self.unfold(torch.cat([h, x_t], dim=1))))
 
 
@@ -162,7 +164,7 @@ class Generator(UNet):
     """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1]; z (B, z_dim) joins the embedding of t, sec. 3.2."""
 
     def __init__(self, z_dim=64, width=64, **sizes):
-        super().__init__(width=width, **sizes)
+        super().__init__(width=width, smooth=True, **sizes)
         self.embed_z = mlp(z_dim, 4 * width, layers=3)
 
     def forward(self, x_t, z, t):
