@@ -31,7 +31,7 @@ def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
     parser.add_argument("--lr", type=number(float, above=0), default=1e-3,
                         help="Adam's learning rate, falling to 0 as a cosine")
-    run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
+    run = Run("DDPM", parser, cpu={"steps": 6000, "batch": 64})
     args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from diffusion import Diffusion
 from fid import frechet_distance
-from losses import discriminator_loss, generator_loss, simple_loss
+from losses import discriminator_loss, non_saturating_loss, simple_loss
 from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, computes_in_bf16, preset
 
 
@@ -91,7 +91,7 @@ def ddgan_step(args, name):
         with bf16_autocast(args.device):
             V_fake = D(x_prev_fake, x_t, t)
         optimizer_G.zero_grad()
-        generator_loss(V_fake).backward()
+        non_saturating_loss(V_fake).backward()
         optimizer_G.step()
         D.requires_grad_(True)
 
