@@ -12,6 +12,7 @@ real and fake are both almost noise.
 import sys
 
 import torch
+import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
@@ -50,7 +51,6 @@ def main():
     parser.set_defaults(**RECIPES[parser.parse_args().objective])
     run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
-    objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
     D = Discriminator(**run.sizes).to(args.device)
@@ -63,42 +63,51 @@ def main():
 
     for _ in run.steps(check=warn_if_at_chance, **parts):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
-        t = torch.randint(1, args.T + 1, (args.batch,), device=args.device)
-        z = torch.randn(args.batch, args.z_dim, device=args.device)
-        x_prev, x_t = diffusion.q_pair(x_0, t)
-        with bf16_autocast(args.device, args.amp):
-            x_0_fake = G(x_t, z, t).float()
-        x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
-
-        # D maximises the bound (18): real and fake in one batch, which is the same and faster
-        with bf16_autocast(args.device, args.amp):
-            V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
-        V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
-        loss_D = discriminator_loss(V_real, V_fake, objective)
-        penalty = torch.zeros(())
-        if args.r1 and run.step % R1_EVERY == 0:
-            penalty = args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
-        if args.gp and run.step % GP_EVERY == 0:
-            penalty = penalty + args.gp * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
-        optimizer_D.zero_grad()
-        (loss_D + penalty).backward()
-        optimizer_D.step()
-
-        # G minimises it, or eq. (9), against the D just updated, with the same fakes
-        D.requires_grad_(False)
-        with bf16_autocast(args.device, args.amp):
-            V_fake_new = D(x_prev_fake, x_t, t)
-        loss_G = generator_loss(V_fake_new, objective)
-        optimizer_G.zero_grad()
-        loss_G.backward()
-        optimizer_G.step()
-        D.requires_grad_(True)
-
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, run.step))
         scheduler_G.step()
         scheduler_D.step()
         run.ema.update_parameters(G)
-        one_hot = torch.nn.functional.one_hot(t, args.T + 1).float()  # (B,) -> (B, T+1)
-        run.log(loss_D=loss_D, loss_G=loss_G, gap=((V_real - V_fake).detach() @ one_hot, one_hot.sum(0)))
+
+
+def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
+    """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns what Run.log takes.
+
+    args holds the flags objective, generator, r1, gp, z_dim and amp; step counts from 0 (the penalties are lazy).
+    """
+    objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
+    t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
+    z = torch.randn(len(x_0), args.z_dim, device=x_0.device)
+    x_prev, x_t = diffusion.q_pair(x_0, t)
+    with bf16_autocast(x_0.device, args.amp):
+        x_0_fake = G(x_t, z, t).float()
+    x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
+
+    # D maximises the bound (18): real and fake in one batch, which is the same and faster
+    with bf16_autocast(x_0.device, args.amp):
+        V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
+    V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
+    loss_D = discriminator_loss(V_real, V_fake, objective)
+    penalty = 0
+    if args.r1 and step % R1_EVERY == 0:
+        penalty += args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
+    if args.gp and step % GP_EVERY == 0:
+        penalty += args.gp * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
+    optimizer_D.zero_grad()
+    (loss_D + penalty).backward()
+    optimizer_D.step()
+
+    # G minimises it, or takes eq. (9), against the D just updated, with the same fakes
+    D.requires_grad_(False)
+    with bf16_autocast(x_0.device, args.amp):
+        V_fake_new = D(x_prev_fake, x_t, t)
+    loss_G = generator_loss(V_fake_new, objective)
+    optimizer_G.zero_grad()
+    loss_G.backward()
+    optimizer_G.step()
+    D.requires_grad_(True)
+
+    one_hot = F.one_hot(t, diffusion.T + 1).float()  # (B,) -> (B, T+1)
+    return {"loss_D": loss_D, "loss_G": loss_G, "gap": ((V_real - V_fake).detach() @ one_hot, one_hot.sum(0))}
 
 
 def warn_if_at_chance(row):

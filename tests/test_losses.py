@@ -9,7 +9,6 @@ from torch.distributions import Normal, kl_divergence
 from diffusion import Diffusion
 from losses import (
     HELLINGER,
-    JS,
     KL,
     OBJECTIVES,
     PEARSON,
