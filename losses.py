@@ -1,8 +1,12 @@
-"""Objectives: L_simple and eq. (6) for DDPM; the non-saturating GAN, eqs. (8) and (9), and R1 for DDGAN.
+"""Objectives: L_simple and eq. (6) for DDPM; section 2.4's table of divergences for DDGAN, and what follows from a row.
 
-A critic's output V is a logit and larger V means *real*, for every objective. Outputs have shape (B,), losses
+A critic's output V is unbounded, and larger V means *real*, for every objective. Outputs have shape (B,), losses
 are scalars, and everything is computed in float32 whatever the networks ran in.
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +31,128 @@ def weighted_loss(eps, eps_theta, t, diffusion):
     return weight * (eps - eps_theta.float()).square().flatten(1).sum(1)  # (B, ...) -> (B,)
 
 
-# -- DDGAN: section 2.3 ---------------------------------------------------------------------------------------
-# D = sigmoid(V), so that -log D = softplus(-V) and -log(1 - D) = softplus(V), finite for every V.
+# -- DDGAN: section 2.4, the table of divergences ---------------------------------------------------------------
 
 
-def discriminator_loss(V_real, V_fake):
-    """Eq. (8): E_q[-log D] + E_p[-log(1 - D)] on logits (B,), (B,)."""
-    return F.softplus(-V_real.float()).mean() + F.softplus(V_fake.float()).mean()
+@dataclass(frozen=True)
+class Objective:
+    """What the critic maximises: E_q[g(V)] - E_p[f_star_g(V)], eqs. (16) and (18) with T = g(V)."""
+
+    name: str
+    g: Callable  # the activation g_f, increasing, from the real line into dom f*
+    f_star_g: Callable  # f*(g_f(V)), in a form that keeps its digits for every V
 
 
-def generator_loss(V_fake):
-    """Eq. (9) as a loss: -E_p[log D] on logits (B,)."""
-    return F.softplus(-V_fake.float()).mean()
+@dataclass(frozen=True)
+class FDivergence(Objective):
+    """D_f(Q||P) = E_p[f(q/p)], eq. (11), of the data q and the model p, as a GAN: one row of the table.
+
+    f is convex with f(1) = 0 and df is its derivative; f_star its conjugate, eq. (12), on domain = (low, high).
+    """
+
+    f: Callable
+    df: Callable
+    f_star: Callable
+    domain: tuple
+
+
+JS = FDivergence(  # twice the Jensen-Shannon divergence; the GAN of section 2.3 up to a constant
+    "Jensen-Shannon",
+    f=lambda u: u * torch.log(u) - (u + 1) * torch.log((u + 1) / 2),
+    df=lambda u: torch.log(2 * u / (u + 1)),
+    f_star=lambda t: -torch.log(2 - torch.exp(t)),
+    domain=(-math.inf, math.log(2)),
+    g=lambda V: math.log(2) - F.softplus(-V),  # log(2 D) with D = sigmoid(V)
+    f_star_g=lambda V: F.softplus(V) - math.log(2),  # -log(2 (1 - D))
+)
+
+HELLINGER = FDivergence(  # 2 H^2: eq. (19) has a factor 1/2 that the f of eq. (20) has not
+    "squared Hellinger",
+    f=lambda u: (torch.sqrt(u) - 1) ** 2,
+    df=lambda u: 1 - 1 / torch.sqrt(u),
+    f_star=lambda t: t / (1 - t),
+    domain=(-math.inf, 1.0),
+    g=lambda V: -torch.expm1(-V),  # printed (20): 1 - exp(V), where large V means fake
+    f_star_g=torch.expm1,  # (1 - exp(-V)) / exp(-V) = exp(V) - 1
+)
+
+REVERSE_KL = FDivergence(
+    "reverse KL",
+    f=lambda u: -torch.log(u),
+    df=lambda u: -1 / u,
+    f_star=lambda t: -1 - torch.log(-t),
+    domain=(-math.inf, 0.0),
+    g=lambda V: -torch.exp(-V),  # printed (23): -exp(V), where large V means fake
+    f_star_g=lambda V: V - 1,  # -1 - log exp(-V)
+)
+
+TOTAL_VARIATION = FDivergence(  # eq. (26)
+    "total variation",
+    f=lambda u: torch.abs(u - 1) / 2,
+    df=lambda u: torch.sign(u - 1) / 2,
+    f_star=lambda t: t,
+    domain=(-0.5, 0.5),
+    g=lambda V: torch.tanh(V) / 2,
+    f_star_g=lambda V: torch.tanh(V) / 2,
+)
+
+KL = FDivergence(  # this and the next: Nowozin et al. 2016, Tables 1 and 6
+    "KL",
+    f=lambda u: u * torch.log(u),
+    df=lambda u: 1 + torch.log(u),
+    f_star=lambda t: torch.exp(t - 1),
+    domain=(-math.inf, math.inf),
+    g=lambda V: V,
+    f_star_g=lambda V: torch.exp(V - 1),
+)
+
+PEARSON = FDivergence(  # f on the whole line: on u >= 0 alone f* would be flat below t = -2, and G without gradient
+    "Pearson chi^2",
+    f=lambda u: (u - 1) ** 2,
+    df=lambda u: 2 * (u - 1),
+    f_star=lambda t: t**2 / 4 + t,
+    domain=(-math.inf, math.inf),
+    g=lambda V: V,
+    f_star_g=lambda V: V**2 / 4 + V,
+)
+
+# v2 eq. (31): no f-divergence, but the same game with T = V, for critics that gradient_penalty keeps 1-Lipschitz
+WASSERSTEIN = Objective("Wasserstein", g=lambda V: V, f_star_g=lambda V: V)
+
+OBJECTIVES = {
+    "js": JS,
+    "hellinger": HELLINGER,
+    "reverse-kl": REVERSE_KL,
+    "total-variation": TOTAL_VARIATION,
+    "wasserstein": WASSERSTEIN,
+    "kl": KL,
+    "pearson": PEARSON,
+}
+
+# -- DDGAN: what follows from a row ---------------------------------------------------------------------------
+
+
+def bound(V_real, V_fake, objective):
+    """Eqs. (16), (18): E_q[T] - E_p[f*(T)] with T = g_f(V) on outputs (B,), (B,): a lower bound of D_f(q||p)."""
+    return objective.g(V_real.float()).mean() - objective.f_star_g(V_fake.float()).mean()
+
+
+def discriminator_loss(V_real, V_fake, objective=JS):
+    """Minus the bound, eqs. (21), (24), (27), v2 (31); for JS eq. (8), E_q[-log D] + E_p[-log(1 - D)], less 2 log 2."""
+    return -bound(V_real, V_fake, objective)
+
+
+def minimax_loss(V_fake, objective=JS):
+    """G's part of the same bound, which it minimises: -E_p[f*(g_f(V))], the second terms of (21), (24), (27), v2 (31)."""
+    return -objective.f_star_g(V_fake.float()).mean()
+
+
+def non_saturating_loss(V_fake, objective=JS):
+    """G maximises E_p[g_f(V)] instead (Nowozin et al. 2016, sec. 3.2); for JS eq. (9), E_p[-log D], less log 2."""
+    return -objective.g(V_fake.float()).mean()
+
+
+GENERATOR_LOSSES = {"minimax": minimax_loss, "non-saturating": non_saturating_loss}
 
 
 def r1_penalty(D, x_prev, x_t, t):
@@ -46,6 +160,17 @@ def r1_penalty(D, x_prev, x_t, t):
 
     The caller multiplies by gamma/2, and by k if it is added only every k-th step (Karras et al. 2020).
     """
+    return gradient_norm(D, x_prev, x_t, t).square().mean()
+
+
+def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
+    """E (||grad V|| - 1)^2 between real and fake x_{t-1} at fixed (x_t, t) (Gulrajani et al. 2017, eq. (3)): K = 1 in v2 (31)."""
+    u = torch.rand(len(x_prev), *[1] * (x_prev.dim() - 1), device=x_prev.device)  # (B, 1, ..., 1)
+    return (gradient_norm(D, u * x_prev + (1 - u) * x_prev_fake, x_t, t) - 1).square().mean()
+
+
+def gradient_norm(D, x_prev, x_t, t):
+    """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights."""
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()  # (B, ...) -> (B,) -> ()
+    return gradient.flatten(1).norm(dim=1)  # (B, ...) -> (B,)

@@ -1,7 +1,8 @@
-"""Train a DDGAN, sections 2.3 and 3.2: each of T large denoising steps is a conditional GAN.
+"""Train a DDGAN, sections 2.3, 2.4, 3.2, 3.3: each of T large denoising steps is a conditional GAN.
 
-    python train_ddgan.py                              # sized for a GPU
-    python train_ddgan.py --preset cpu                 # an hour on one CPU core
+    python train_ddgan.py                                       # sized for a GPU
+    python train_ddgan.py --preset cpu                          # an hour on one CPU core
+    python train_ddgan.py --objective hellinger --out runs/hellinger
 
 Writes into runs/ddgan what train_ddpm.py writes into runs/ddpm. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
 for each t: it should be clearly positive at t = 1 and fall with t. The losses say little, because at large t
@@ -11,25 +12,44 @@ real and fake are both almost noise.
 import sys
 
 import torch
+import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from data import load, normalize, number, one_line_errors
-from losses import discriminator_loss, generator_loss, r1_penalty
+from losses import GENERATOR_LOSSES, OBJECTIVES, discriminator_loss, gradient_penalty, r1_penalty
 from train_ddpm import Run, training_parser
 from unet import Discriminator, bf16_autocast
 
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
+GP_EVERY = 4  # ours: the gradient penalty costs as much as D's whole step
+
+# What each objective trains with if the flags do not say otherwise: README, "Section 2.4", has the runs behind it.
+RECIPES = {
+    "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "non-saturating"},
+    "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+    "reverse-kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+    "total-variation": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+    "wasserstein": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.0, "gp": 10.0, "generator": "minimax"},
+    "kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+    "pearson": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+}
 
 
 def main():
     parser = training_parser(__doc__, T=4, out="runs/ddgan")
     flag = parser.add_argument
-    flag("--lr-g", type=number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
-    flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
+    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; "
+         "it sets the defaults of the next five, which are shown here for js")
+    flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does not saturate")
+    flag("--lr-g", type=number(float, above=0), help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-d", type=number(float, above=0), help="the same for D; one that falls behind G stays at chance")
+    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
+    flag("--gp", type=number(float, 0), help="weight lambda of Wasserstein's gradient penalty; 0 is none")
     flag("--z-dim", type=number(int, 2), default=64, help="dimensions of the latent z, of which G sees the direction")
-    run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40, "lr_g": 2e-4})
+    parser.set_defaults(**RECIPES["js"])
+    parser.set_defaults(**RECIPES[parser.parse_args().objective])
+    run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
@@ -43,40 +63,51 @@ def main():
 
     for _ in run.steps(check=warn_if_at_chance, **parts):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
-        t = torch.randint(1, args.T + 1, (args.batch,), device=args.device)
-        z = torch.randn(args.batch, args.z_dim, device=args.device)
-        x_prev, x_t = diffusion.q_pair(x_0, t)
-        with bf16_autocast(args.device, args.amp):
-            x_0_fake = G(x_t, z, t).float()
-        x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
-
-        # D, eq. (8): real and fake in one batch, which is the same and faster
-        with bf16_autocast(args.device, args.amp):
-            V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
-        V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
-        loss_D = discriminator_loss(V_real, V_fake)
-        penalty = torch.zeros(())
-        if args.r1 and run.step % R1_EVERY == 0:
-            penalty = args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
-        optimizer_D.zero_grad()
-        (loss_D + penalty).backward()
-        optimizer_D.step()
-
-        # G, eq. (9), against the D just updated, with the same fakes
-        D.requires_grad_(False)
-        with bf16_autocast(args.device, args.amp):
-            V_fake_new = D(x_prev_fake, x_t, t)
-        loss_G = generator_loss(V_fake_new)
-        optimizer_G.zero_grad()
-        loss_G.backward()
-        optimizer_G.step()
-        D.requires_grad_(True)
-
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, run.step))
         scheduler_G.step()
         scheduler_D.step()
         run.ema.update_parameters(G)
-        one_hot = torch.nn.functional.one_hot(t, args.T + 1).float()  # (B,) -> (B, T+1)
-        run.log(loss_D=loss_D, loss_G=loss_G, gap=((V_real - V_fake).detach() @ one_hot, one_hot.sum(0)))
+
+
+def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
+    """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns what Run.log takes.
+
+    args holds the flags objective, generator, r1, gp, z_dim and amp; step counts from 0 (the penalties are lazy).
+    """
+    objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
+    t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
+    z = torch.randn(len(x_0), args.z_dim, device=x_0.device)
+    x_prev, x_t = diffusion.q_pair(x_0, t)
+    with bf16_autocast(x_0.device, args.amp):
+        x_0_fake = G(x_t, z, t).float()
+    x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
+
+    # D maximises the bound (18): real and fake in one batch, which is the same and faster
+    with bf16_autocast(x_0.device, args.amp):
+        V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
+    V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
+    loss_D = discriminator_loss(V_real, V_fake, objective)
+    penalty = 0
+    if args.r1 and step % R1_EVERY == 0:
+        penalty += args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
+    if args.gp and step % GP_EVERY == 0:
+        penalty += args.gp * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
+    optimizer_D.zero_grad()
+    (loss_D + penalty).backward()
+    optimizer_D.step()
+
+    # G minimises it, or takes eq. (9), against the D just updated, with the same fakes
+    D.requires_grad_(False)
+    with bf16_autocast(x_0.device, args.amp):
+        V_fake_new = D(x_prev_fake, x_t, t)
+    loss_G = generator_loss(V_fake_new, objective)
+    optimizer_G.zero_grad()
+    loss_G.backward()
+    optimizer_G.step()
+    D.requires_grad_(True)
+
+    one_hot = F.one_hot(t, diffusion.T + 1).float()  # (B,) -> (B, T+1)
+    return {"loss_D": loss_D, "loss_G": loss_G, "gap": ((V_real - V_fake).detach() @ one_hot, one_hot.sum(0))}
 
 
 def warn_if_at_chance(row):

@@ -4,7 +4,7 @@
     python train_ddpm.py --preset cpu                 # an hour on one CPU core
 
 Writes into runs/ddpm: model.pt (for sample.py and fid.py), checkpoint.pt (for --resume), log.csv, grids of samples.
-The algorithm is `main`; `Run` and what stands around it serve the other trainers as well.
+The algorithm is `train_step`; `Run` and what stands around it serve the other trainers as well.
 """
 
 import argparse
@@ -40,18 +40,22 @@ def main():
 
     for _ in run.steps(network=eps_theta, optimizer=optimizer, scheduler=scheduler):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
-        t = torch.randint(1, args.T + 1, (args.batch,), device=args.device)
-        eps = torch.randn_like(x_0)
-        with bf16_autocast(args.device, args.amp):
-            prediction = eps_theta(diffusion.q_sample(x_0, t, eps), t)
-        loss = simple_loss(eps, prediction)
-
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        run.log(**train_step(eps_theta, optimizer, x_0, diffusion, args))
         scheduler.step()
         run.ema.update_parameters(eps_theta)
-        run.log(loss=loss)
+
+
+def train_step(eps_theta, optimizer, x_0, diffusion, args):
+    """One pass through Algorithm 1 (paper 003) on clean data x_0 (B, ...); returns what Run.log takes. args: amp."""
+    t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
+    eps = torch.randn_like(x_0)
+    with bf16_autocast(x_0.device, args.amp):
+        prediction = eps_theta(diffusion.q_sample(x_0, t, eps), t)
+    loss = simple_loss(eps, prediction)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return {"loss": loss}
 
 
 # -- what a training run needs besides its algorithm ----------------------------------------------------------

@@ -17,9 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import train_ddgan
+import train_ddpm
 from diffusion import Diffusion
 from fid import frechet_distance
-from losses import discriminator_loss, generator_loss, simple_loss
 from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, computes_in_bf16, preset
 
 
@@ -59,17 +60,8 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     diffusion, x_0 = Diffusion(1000, device=args.device), torch.randn(args.batch, 1, 28, 28, device=args.device)
-
-    def step():
-        t, eps = torch.randint(1, 1001, (args.batch,), device=args.device), torch.randn_like(x_0)
-        with bf16_autocast(args.device, amp):
-            prediction = call(network, diffusion.q_sample(x_0, t, eps), t)
-        loss = simple_loss(eps, prediction)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    flags = argparse.Namespace(amp=amp)
+    return lambda: train_ddpm.train_step(lambda x, t: call(network, x, t), optimizer, x_0, diffusion, flags)
 
 
 def ddgan_step(args, name):
@@ -77,25 +69,8 @@ def ddgan_step(args, name):
     G, D, diffusion = Generator(**preset(name)).to(args.device), Discriminator(**preset(name)).to(args.device), Diffusion(4, device=args.device)
     optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
     x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
-
-    def step():
-        t, z = torch.randint(1, 5, (args.batch,), device=args.device), torch.randn(args.batch, 64, device=args.device)
-        x_prev, x_t = diffusion.q_pair(x_0, t)
-        with bf16_autocast(args.device):
-            x_prev_fake = diffusion.posterior_sample(G(x_t, z, t).float(), x_t, t)
-            V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
-        optimizer_D.zero_grad()
-        discriminator_loss(*V.chunk(2)).backward()
-        optimizer_D.step()
-        D.requires_grad_(False)
-        with bf16_autocast(args.device):
-            V_fake = D(x_prev_fake, x_t, t)
-        optimizer_G.zero_grad()
-        generator_loss(V_fake).backward()
-        optimizer_G.step()
-        D.requires_grad_(True)
-
-    return step
+    flags = argparse.Namespace(objective="js", generator="non-saturating", r1=0, gp=0, z_dim=64, amp=None)
+    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, flags, 0)
 
 
 def sampling(sample, network, args):

@@ -171,6 +171,8 @@ BAD = {
     "T below 1": (["train_ddpm.py", "--T", "0"], "0"),
     "steps below 1": (["train_ddgan.py", "--steps", "-5"], "-5"),
     "unknown preset": (["train_ddpm.py", "--preset", "tpu"], "tpu"),
+    "unknown objective": (["train_ddgan.py", "--objective", "chi"], "chi"),
+    "resuming with another objective": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--objective", "kl"], "--objective kl"),
     "unknown device": (["train_ddpm.py", "--device", "quantum"], "quantum"),
     "width no multiple of 8": (["train_ddpm.py", "--width", "20", "--out", "{tmp}/new"], "20"),
     "a DDGAN flag for the DDPM trainer": (["train_ddpm.py", "--r1", "0.1"], "--r1"),
@@ -229,6 +231,22 @@ def test_r1_is_added_at_every_16th_step_16_times_as_large(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--r1", "0.5", "--steps", "33", "--out", str(tmp_path / "run")])
     train_ddgan.main()
     assert p.grad.item() == pytest.approx(3 * 16 * 0.5 / 2)  # at steps 0, 16, 32
+
+
+def test_every_objective_trains_with_its_recipe_and_its_flags_can_be_given(tmp_path, run):
+    for name in losses.OBJECTIVES:
+        assert run("train_ddgan.py", *TINY, "--steps", "5", "--every", "5", "--objective", name, "--lr-d", "0.003", "--out", tmp_path / name)[0] == 0
+        args = torch.load(tmp_path / name / "model.pt", weights_only=True)["args"]
+        recipe = train_ddgan.RECIPES[name] | {"lr_d": 0.003, "objective": name}
+        assert {flag: args[flag] for flag in recipe} == recipe
+
+
+def test_the_gradient_penalty_is_added_at_every_4th_step_4_times_as_large(tmp_path, monkeypatch):
+    p = torch.zeros((), requires_grad=True)
+    monkeypatch.setattr(train_ddgan, "gradient_penalty", lambda D, x_prev, x_prev_fake, x_t, t: p + 0)
+    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--objective", "wasserstein", "--gp", "0.5", "--steps", "9", "--out", str(tmp_path / "run")])
+    train_ddgan.main()
+    assert p.grad.item() == pytest.approx(3 * 4 * 0.5)  # at steps 0, 4, 8
 
 
 def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():
