@@ -24,7 +24,7 @@ from unet import Discriminator, bf16_autocast
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
 GP_EVERY = 4  # ours: the gradient penalty costs as much as D's whole step
 
-# What each objective trains with if the flags do not say otherwise: README, "Section 2.4", has the runs behind it.
+# What each objective trains with if the flags do not say otherwise. README, "Section 2.4", says what was tried.
 RECIPES = {
     "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "non-saturating"},
     "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},

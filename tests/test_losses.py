@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from diffusion import Diffusion
 from losses import (
     HELLINGER,
+    JS,
     KL,
     OBJECTIVES,
     PEARSON,
@@ -108,6 +109,15 @@ def test_the_activation_rises_and_maps_the_real_line_into_the_domain_of_the_conj
 def test_the_conjugate_at_the_slope_is_the_legendre_transform(row):
     u = torch.logspace(-2, 2, 100, dtype=torch.float64) * 1.01
     torch.testing.assert_close(row.f_star(row.df(u)), u * row.df(u) - row.f(u))
+
+
+@pytest.mark.parametrize(("row", "invented", "missed"), [
+    (JS, math.log(2), math.log(2)), (HELLINGER, 1, 1), (REVERSE_KL, math.inf, 0), (TOTAL_VARIATION, 0.5, 0.5), (KL, 0, math.inf), (PEARSON, 1, math.inf),
+], ids=lambda value: getattr(value, "name", ""))
+def test_what_the_readme_says_that_each_divergence_punishes(row, invented, missed):
+    small, large = torch.tensor(1e-12, dtype=torch.float64), torch.tensor(1e12, dtype=torch.float64)
+    for cost, measured in ((invented, row.f(small)), (missed, row.f(large) / large)):  # of model mass without data; of data without model
+        assert measured.item() == pytest.approx(cost, abs=1e-5) if math.isfinite(cost) else measured > 20
 
 
 X = torch.linspace(-12, 13, 5_001, dtype=torch.float64)
