@@ -25,7 +25,7 @@ def weighted_loss(eps, eps_theta, t, diffusion):
     p_theta has the posterior's variance. Defined for t >= 2; at t = 1 that variance is 0, the bound has another
     term there (L_0), and the result is infinite.
     """
-    # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); ERRATA: beta-bar_t lacks the factor beta_t
+    # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); README, departures: its beta-bar_t lacks the factor beta_t
     beta, beta_tilde, alpha = diffusion.beta[t], diffusion.beta_tilde[t], diffusion.alpha[t]
     weight = beta**2 / (2 * beta_tilde * alpha * diffusion.one_minus_alpha_bar[t])
     return weight * (eps - eps_theta.float()).square().flatten(1).sum(1)  # (B, ...) -> (B,)

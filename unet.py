@@ -136,7 +136,7 @@ class UNet(nn.Module):
         self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
         self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
         self.norm_out = norm(c[0])
-        # at full resolution again: these two keep the grid out of the samples
+        # at full resolution again, with x_t itself
         self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + channels, 16, 3, padding=1)
         self.out = nn.Conv2d(16, channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
