@@ -17,22 +17,22 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from data import load, normalize, number, one_line_errors
-from losses import GENERATOR_LOSSES, OBJECTIVES, discriminator_loss, gradient_penalty, r1_penalty
+from losses import GENERATOR_LOSSES, OBJECTIVES, WASSERSTEIN, discriminator_loss, gradient_penalty, r1_penalty
 from train_ddpm import Run, training_parser
 from unet import Discriminator, bf16_autocast
 
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
-GP_EVERY = 4  # ours: the gradient penalty costs as much as D's whole step
+GP, GP_EVERY = 10, 4  # Gulrajani et al. 2017, sec. 4; ours, for the penalty costs as much as D's whole step
 
 # What each objective trains with if the flags do not say otherwise. README, "Section 2.4", says what was tried.
 RECIPES = {
-    "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "non-saturating"},
-    "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
-    "reverse-kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
-    "total-variation": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
-    "wasserstein": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.0, "gp": 10.0, "generator": "minimax"},
-    "kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
-    "pearson": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "generator": "minimax"},
+    "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "non-saturating"},
+    "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
+    "reverse-kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
+    "total-variation": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.01, "generator": "minimax"},
+    "wasserstein": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.0, "drift": 0.0, "generator": "minimax"},
+    "kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
+    "pearson": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
 }
 
 
@@ -45,8 +45,8 @@ def main():
     flag("--lr-g", type=number(float, above=0), help="Adam's learning rate for G, falling to 0 as a cosine")
     flag("--lr-d", type=number(float, above=0), help="the same for D; one that falls behind G stays at chance")
     flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
-    flag("--gp", type=number(float, 0), help="weight lambda of Wasserstein's gradient penalty; 0 is none")
-    flag("--z-dim", type=number(int, 2), default=64, help="dimensions of the latent z, of which G sees the direction")
+    flag("--drift", type=number(float, 0), help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
+    flag("--z-dim", type=number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
     parser.set_defaults(**RECIPES["js"])
     parser.set_defaults(**RECIPES[parser.parse_args().objective])
     run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40})
@@ -72,7 +72,7 @@ def main():
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns what Run.log takes.
 
-    args holds the flags objective, generator, r1, gp, z_dim and amp; step counts from 0 (the penalties are lazy).
+    args holds the flags objective, generator, r1, drift, z_dim and amp; step counts from 0 (the penalties are lazy).
     """
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -87,11 +87,11 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
         V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
     V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
     loss_D = discriminator_loss(V_real, V_fake, objective)
-    penalty = 0
+    penalty = args.drift * V.float().square().mean()  # Karras et al. 2018, appendix A.1
     if args.r1 and step % R1_EVERY == 0:
         penalty += args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
-    if args.gp and step % GP_EVERY == 0:
-        penalty += args.gp * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
+    if objective is WASSERSTEIN and step % GP_EVERY == 0:
+        penalty += GP * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
     optimizer_D.zero_grad()
     (loss_D + penalty).backward()
     optimizer_D.step()
