@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from diffusion import at
+
 # -- DDPM: sections 2.1 and 3.1 -------------------------------------------------------------------------------
 
 
@@ -174,3 +176,17 @@ def gradient_norm(D, x_prev, x_t, t):
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
     return gradient.flatten(1).norm(dim=1)  # (B, ...) -> (B,)
+
+
+# -- SIDDM: paper 004 -----------------------------------------------------------------------------------------
+
+
+def forward_nll(x_t, x_prev, t, diffusion):
+    """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension; both (B, ...). Paper 004, (8)-(13).
+
+    With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion q(x_t | x_{t-1}); with C_psi(x_{t-1}, t) in
+    its place, minus the largest log-likelihood that C_psi reaches. Their difference is the AFD term: with the best C_psi
+    E ||E[x_t | x_{t-1}] - sqrt(alpha_t) x_{t-1}||^2 / (2 beta_t) <= KL(p_theta(x_t | x_{t-1}) || q(x_t | x_{t-1})).
+    """
+    alpha, beta = at(diffusion.alpha, t, like=x_t), at(diffusion.beta, t, like=x_t)
+    return ((x_t - torch.sqrt(alpha) * x_prev.float()).square() / (2 * beta)).mean()

@@ -3,6 +3,7 @@
     python sample.py weights/ddgan.pt                                  # a grid of 64 in samples.png
     python sample.py weights/ddpm.pt weights/ddgan.pt --sampler ddim --steps 50 -n 12
     python sample.py weights/ddgan.pt -n 10000 --npy samples.npy       # for fid.py, or any other FID
+    python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: what x_0 may x_t have come from?
 
 A checkpoint rebuilds its own network, so its path is all that is needed. Prints the network evaluations per image
 (NFE) and the images per second.
@@ -20,18 +21,29 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from data import BadInput, Parser, check_writable, number, one_line, one_line_errors, to_uint8, write_atomically
+from data import (
+    BadInput,
+    Parser,
+    check_writable,
+    load,
+    normalize,
+    number,
+    one_line,
+    one_line_errors,
+    to_uint8,
+    write_atomically,
+)
 from diffusion import Diffusion
 from unet import Generator, UNet, bf16_autocast
 
-NETWORKS = {"DDPM": UNet, "DDGAN": Generator}
+NETWORKS = {"DDPM": UNet, "DDGAN": Generator, "SIDDM": Generator}
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
 class Model:
     """A network, the diffusion that it belongs to, and how to draw images from both.
 
-    `args` is what a checkpoint says of its network in plain values: method ("DDPM" or "DDGAN"), T, schedule and
+    `args` is what a checkpoint says of its network in plain values: method (a key of NETWORKS), T, schedule and
     network (the arguments of its class), besides the trainer's flags and how far it came.
     """
 
@@ -46,10 +58,10 @@ class Model:
         sampler: "ancestral" (default) or "ddim", on `steps` of the T steps (default all), DDIM with eta (default 0).
         Raises BadInput for what this method does not have.
         """
-        if self.method == "DDGAN":
+        if self.method != "DDPM":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta)):
                 if value is not None:
-                    raise BadInput(f"{flag} {value} is for DDPMs; this DDGAN always takes its T = {self.T} steps: leave it out")
+                    raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} steps: leave it out")
             return lambda x_T: self.diffusion.ddgan(self.network, x_T, self.args["network"]["z_dim"]), self.T
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
@@ -59,6 +71,13 @@ class Model:
         if sampler == "ddim":
             return lambda x_T: process.ddim(self.network, x_T, eta or 0.0), process.T
         return lambda x_T: process.ancestral(self.network, x_T), process.T
+
+    @torch.no_grad()
+    def predict_x_0(self, x_t, t):
+        """x_0 as it is predicted from x_t at once, (B, ...): the mean by a DDPM, else G(x_t, z, t) with a z for each."""
+        if self.method == "DDPM":
+            return self.diffusion.x_0_from_eps(x_t, self.network(x_t, t), t).clamp(-1, 1)
+        return self.network(x_t, torch.randn(len(x_t), self.args["network"]["z_dim"], device=x_t.device), t)
 
 
 def load_model(path, device="cpu"):
@@ -110,6 +129,23 @@ def generate(model, n, seed=0, batch=500, amp=None, progress=False, **sampler_fl
     return torch.cat(images)
 
 
+def denoise(model, x_0, s, draws, seed=0):
+    """Noise each x_0, uint8 (n, 1, H, W), to t = s T, and predict it back: uint8 x_t and, `draws` times, x_0 (n, draws, 1, H, W).
+
+    Raises BadInput if s T is no step of the model.
+    """
+    if s * model.T != round(s * model.T):
+        raise BadInput(f"--denoise {s} is no step of this {model.method}: choose a multiple of 1/{model.T}")
+    t = torch.full((len(x_0) * draws,), round(s * model.T), device=model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        eps = torch.randn(x_0.shape)  # on the CPU, so that every model gets the same
+        x_t = model.diffusion.q_sample(normalize(x_0).to(model.device), t[:len(x_0)], eps.to(model.device))
+        x_0 = model.predict_x_0(x_t.repeat_interleave(draws, dim=0), t)  # (n draws, 1, H, W)
+    return to_uint8(x_t).cpu(), to_uint8(x_0).cpu().unflatten(0, (-1, draws))
+
+
 def add_sampler_flags(parser):
     """The flags with which sample.py and fid.py draw images from a checkpoint."""
     flag = parser.add_argument
@@ -126,7 +162,7 @@ def sampler_flags(args, models):
     """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
     flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta}
     mixed = len({model.method for model in models}) > 1
-    return [{} if mixed and model.method == "DDGAN" else flags for model in models]
+    return [{} if mixed and model.method != "DDPM" else flags for model in models]
 
 
 def device(name):
@@ -160,6 +196,21 @@ def save_rows(rows, path):
     plt.close(figure)
 
 
+def save_columns(columns, path):
+    """Write a figure of columns side by side, each a title and uint8 images (n, k, 1, H, W) in n rows of k."""
+    n = len(columns[0][1])
+    widths = [images.shape[1] for _, images in columns]
+    figure, axes = plt.subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n), width_ratios=widths, layout="constrained")
+    for axis, (title, images) in zip(axes, columns):
+        grid = make_grid(images.flatten(0, 1), nrow=images.shape[1], padding=1, pad_value=255)  # (n k, 1, H, W) -> (3, H', W')
+        axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")  # -> (H', W', 3)
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    plt.close(figure)
+
+
 def main():
     parser = Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
@@ -167,6 +218,9 @@ def main():
     flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row")
     flag("--out", default="samples.png", help="the grid; several checkpoints: one labelled row each")
     flag("--npy", metavar="FILE", help="the raw images too: uint8 (N, 1, 28, 28), checkpoint after checkpoint")
+    flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to t = S T "
+         "and show what each model predicts of x_0 at once, a DDPM the mean, the others six draws")
+    flag("--data", default="data", help="where Fashion-MNIST is, for --denoise")
     add_sampler_flags(parser)
     args = parser.parse_args()
     for path in filter(None, (args.out, args.npy)):
@@ -174,6 +228,18 @@ def main():
     if args.npy and os.path.abspath(args.npy) == os.path.abspath(args.out):
         raise BadInput(f"--npy {args.npy} is also --out: choose another name for one of them")
     models = [load_model(path, args.device) for path in args.checkpoints]
+    if args.denoise:
+        x_0 = load("test", args.data)[:args.n]
+        columns = [("x_0", x_0[:, None])]
+        for model in models:
+            draws = 1 if model.method == "DDPM" else 6
+            x_t, predicted = denoise(model, x_0, args.denoise, draws, args.seed)
+            if model is models[0]:
+                columns.append(("x_t", x_t[:, None]))
+            columns.append((f"{model.method}: {'mean' if draws == 1 else 'G(x_t, z, t) for six z'}", predicted))
+        save_columns(columns, args.out)
+        print(f"wrote {args.out}")
+        return
     flags = sampler_flags(args, models)
     evaluations = [model.sampler(**its)[1] for model, its in zip(models, flags)]  # wrong flags are told before any image
 

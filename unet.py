@@ -3,6 +3,7 @@
     UNet             eps_theta(x_t, t)       the DDPM's denoiser
     Generator        G(x_t, z, t)            DDGAN's generator: the same network, z joins the embedding of t
     Discriminator    V(x_{t-1}, x_t, t)      the downward half with a linear output layer
+    Critic           V, C_psi, x_0 (x_{t-1}, t)    SIDDM's discriminator: the whole network with three heads
 
 Residual blocks, attention and the embedding of t are those of Ho et al. 2020, appendix B; blocks are modulated by
 the embedding as in Dhariwal and Nichol 2021, sec. 3.1.
@@ -161,13 +162,18 @@ class UNet(nn.Module):
 
 
 class Generator(UNet):
-    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1]; z (B, z_dim) joins the embedding of t, sec. 3.2."""
+    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1]; z (B, z_dim) joins the embedding of t, sec. 3.2.
+
+    With z_dim = 0 there is no latent and G is deterministic.
+    """
 
     def __init__(self, z_dim=64, width=64, **sizes):
         super().__init__(width=width, smooth=True, **sizes)
-        self.embed_z = mlp(z_dim, 4 * width, layers=3)
+        self.embed_z = mlp(z_dim, 4 * width, layers=3) if z_dim else None
 
     def forward(self, x_t, z, t):
+        if not self.embed_z:
+            return torch.tanh(super().forward(x_t, t))
         z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # on a sphere, as DDGAN, appendix C
         return torch.tanh(super().forward(x_t, t, self.embed_z(z)))
 
@@ -194,3 +200,20 @@ class Discriminator(nn.Module):
         h = F.pixel_unshuffle(h, self.fold)  # -> (B, 2C fold^2, H/fold, W/fold)
         h = F.silu(self.norm_out(self.down(h, emb)[-1]))
         return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)
+
+
+class Critic(UNet):
+    """SIDDM's discriminator, paper 004, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
+
+    A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; C_psi predicts the x_{t-1}
+    from which x_t was made, which is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).
+    """
+
+    def __init__(self, channels=1, **sizes):
+        super().__init__(channels, **sizes)
+        self.out = nn.Conv2d(16, 1 + 2 * channels, 1)
+
+    def forward(self, x_prev, t):
+        channels = x_prev.shape[1]
+        V, correction, x_0 = super().forward(x_prev, t).split([1, channels, channels], dim=1)
+        return V.mean(dim=(1, 2, 3)), x_prev + correction, x_0  # (B, 1, H, W) -> (B,)

@@ -18,11 +18,11 @@ import data
 import losses
 import train_ddgan
 import train_ddpm
-from sample import generate, load_model
+from sample import denoise, generate, load_model
 
 HOME = Path(__file__).parent.parent
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
-SCRIPT = {"DDPM": "train_ddpm.py", "DDGAN": "train_ddgan.py"}
+SCRIPT = {"DDPM": "train_ddpm.py", "DDGAN": "train_ddgan.py", "SIDDM": "train_siddm.py"}
 
 if not data.find("train-images-idx3-ubyte", HOME / "data"):
     pytest.skip("Fashion-MNIST is not on this machine (apt-get install dataset-fashion-mnist)", allow_module_level=True)
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_model_a_checkpoint_a_log_and_grids(runs, method):
     assert (folder / "samples-000006.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize(("method", "number"), [("DDPM", signal.SIGINT), ("DDGAN", signal.SIGTERM)])
+@pytest.mark.parametrize(("method", "number"), [("DDPM", signal.SIGINT), ("DDGAN", signal.SIGTERM), ("SIDDM", signal.SIGINT)])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, number, tmp_path, run):
     flags = [*TINY, "--T", "4", "--steps", "60", "--every", "10"]
     process = subprocess.Popen([sys.executable, SCRIPT[method], *flags, "--out", tmp_path / "cut"], cwd=HOME,
@@ -148,6 +148,17 @@ def test_in_a_mixed_list_the_samplers_flags_are_the_ddpms(runs, tmp_path, run):
     assert status == 0 and "ddim 2: 2 network" in out and "DDGAN T = 4: 4 network" in out
 
 
+def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
+    models = [runs / method / "model.pt" for method in SCRIPT]
+    assert run("sample.py", *models, "--denoise", 0.75, "-n", 3, "--out", tmp_path / "d.png")[0] == 0
+    assert (tmp_path / "d.png").read_bytes()[:4] == b"\x89PNG"
+    x_0 = data.load("test", HOME / "data")[:3]
+    for method, several in (("DDPM", False), ("DDGAN", True)):
+        x_t, predicted = denoise(load_model(HOME / f"weights/{method.lower()}.pt"), x_0, 0.75, 2)
+        assert x_t.shape == (3, 1, 28, 28) and predicted.shape == (3, 2, 1, 28, 28)
+        assert (predicted[:, 0] != predicted[:, 1]).any() == several
+
+
 def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
     moved = shutil.copy(runs / "DDGAN/model.pt", tmp_path / "elsewhere.pt")
     model = load_model(moved)
@@ -196,6 +207,7 @@ BAD = {
     "more steps than T": (["sample.py", "{runs}/DDPM/model.pt", "--steps", "5"], "--steps 5"),
     "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
+    "a time between two steps": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.3", "--out", "{tmp}/d.png"], "--denoise 0.3"),
     "unknown sampler": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "euler"], "euler"),
     "no samples": (["sample.py", "{runs}/DDPM/model.pt", "-n", "0"], "0"),
     "a folder as output": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}"], "{tmp}"),
@@ -244,9 +256,9 @@ def test_every_objective_trains_with_its_recipe_and_its_flags_can_be_given(tmp_p
 def test_the_gradient_penalty_is_added_at_every_4th_step_4_times_as_large(tmp_path, monkeypatch):
     p = torch.zeros((), requires_grad=True)
     monkeypatch.setattr(train_ddgan, "gradient_penalty", lambda D, x_prev, x_prev_fake, x_t, t: p + 0)
-    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--objective", "wasserstein", "--gp", "0.5", "--steps", "9", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--objective", "wasserstein", "--steps", "9", "--out", str(tmp_path / "run")])
     train_ddgan.main()
-    assert p.grad.item() == pytest.approx(3 * 4 * 0.5)  # at steps 0, 4, 8
+    assert p.grad.item() == pytest.approx(3 * 4 * train_ddgan.GP)  # at steps 0, 4, 8
 
 
 def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():

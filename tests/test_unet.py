@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, embed_time, preset
+from unet import PRESETS, Critic, Discriminator, Generator, UNet, bf16_autocast, embed_time, preset
 
 SMALL = {"width": 16, "mult": (1, 2), "blocks": 1}
 
@@ -30,6 +30,8 @@ def test_shapes_in_are_shapes_out(fold, channels, size):
     x_0 = Generator(z_dim=8, **sizes)(x, z, t)
     assert x_0.shape == x.shape and x_0.abs().max() <= 1
     assert Discriminator(**sizes, size=size)(x, x, t).shape == (3,)
+    V, C, x_0 = Critic(**sizes)(x, t)
+    assert V.shape == (3,) and C.shape == x_0.shape == x.shape
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -43,7 +45,9 @@ def test_every_input_counts():
     x, y, z = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28), torch.randn(2, 8)
     t = torch.tensor([1, 1])
     D, G = waken(Discriminator(**SMALL)), waken(Generator(z_dim=8, **SMALL))
-    for network, inputs in ((D, (x, y, t)), (G, (x, z, t))):
+    critic = waken(Critic(**SMALL))
+    outputs = [lambda *inputs, i=i: critic(*inputs)[i] for i in range(3)]
+    for network, inputs in ((D, (x, y, t)), (G, (x, z, t)), *((output, (x, t)) for output in outputs)):
         before = network(*inputs)
         for i, changed in enumerate(inputs):
             changed = changed.clone()
@@ -56,6 +60,12 @@ def test_every_input_counts():
 def test_generator_sees_the_direction_of_z_not_its_length():
     G, x, z, t = waken(Generator(z_dim=8, **SMALL)), torch.randn(2, 1, 28, 28), torch.randn(2, 8), torch.tensor([1, 2])
     torch.testing.assert_close(G(x, 5 * z, t), G(x, z, t), rtol=0, atol=1e-5)
+
+
+def test_without_a_latent_the_generator_is_deterministic():
+    G, x, t = waken(Generator(z_dim=0, **SMALL)), torch.randn(2, 1, 28, 28), torch.tensor([1, 2])
+    x_0 = G(x, torch.randn(2, 0), t)
+    assert x_0.isfinite().all() and torch.equal(x_0, G(x, torch.randn(2, 0), t))
 
 
 def test_all_parameters_of_each_network_are_trained():
