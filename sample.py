@@ -251,6 +251,8 @@ def main():
         label = f"{model.method} T = {model.T}"
         if model.method == "DDPM":
             label += f", {args.sampler or 'ancestral'} {nfe}"
+        elif "objective" in model.args:
+            label += f", {model.args['objective']}"
         print(f"{path}: {label}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
         rows.append((label, images))
     if args.npy:

@@ -145,7 +145,7 @@ def test_several_checkpoints_make_one_figure_and_the_same_seed_the_same_images(r
 def test_in_a_mixed_list_the_samplers_flags_are_the_ddpms(runs, tmp_path, run):
     status, out, _ = run("sample.py", runs / "DDPM/model.pt", runs / "DDGAN/model.pt", "--sampler", "ddim", "--steps", 2,
                          "-n", 2, "--out", tmp_path / "rows.png")
-    assert status == 0 and "ddim 2: 2 network" in out and "DDGAN T = 4: 4 network" in out
+    assert status == 0 and "ddim 2: 2 network" in out and "DDGAN T = 4, js: 4 network" in out
 
 
 def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):

@@ -1,0 +1,283 @@
+"""25 Gaussians: the whole idea in minutes, without a download. Paper 002's mode coverage; paper 004, sec. 5.1 and Table 1.
+
+    python toy.py                                # DDGAN, T = 4
+    python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
+    python toy.py --method siddm --T 2
+    python toy.py --table                        # paper 004's Table 1: 39 runs
+
+The networks are small MLPs; the steps of training and of sampling are those of the image scripts. Prints the modes
+covered, the share of high-quality samples and two distances to held-out data, and draws toy.png: the data, the samples,
+the way from x_T to x_0, and section 2.2's picture, all the x_0 from which one x_t may have come.
+"""
+
+import argparse
+import math
+import statistics
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from scipy.stats import wasserstein_distance
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+import train_ddgan
+import train_ddpm
+import train_siddm
+from data import BadInput, Parser, check_writable, number, one_line_errors, write_atomically
+from diffusion import Diffusion
+from fid import frechet_distance, moments
+from losses import OBJECTIVES
+from train_ddpm import exponential_moving_average
+from unet import embed_time
+
+MODES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2), in units of the grid
+STD = 0.05  # of a mode, in the same units
+SCALE = math.sqrt(0.5)  # to the networks' units, in which the data have variance 1
+SAMPLES = 10_000  # that are scored
+
+
+def draw(n):
+    """n points of the mixture, (n, 2), in the networks' units."""
+    return SCALE * (MODES[torch.randint(25, (n,))] + STD * torch.randn(n, 2))
+
+
+# -- networks: what unet.py is for images ---------------------------------------------------------------------
+
+
+def waves(x):
+    """Points with sines and cosines of their coordinates, down to wavelengths of a mode's width: (B, 2) -> (B, 22)."""
+    angles = x[:, :, None] * math.pi / 2 * 2.0 ** torch.arange(5)  # (B, 2) -> (B, 2, 5)
+    return torch.cat([x, angles.sin().flatten(1), angles.cos().flatten(1)], dim=1)
+
+
+class MLP(nn.Module):
+    """Three hidden layers on t, int64 (B,), and vectors (B, c) that have c_in numbers together."""
+
+    def __init__(self, c_in, c_out, width=128):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32 + c_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+                                    nn.Linear(width, width), nn.SiLU(), nn.Linear(width, c_out))
+
+    def evaluate(self, t, *vectors):
+        return self.layers(torch.cat([embed_time(t, 32), *vectors], dim=1))
+
+
+class EpsTheta(MLP):
+    def __init__(self):
+        super().__init__(22, 2)
+
+    def forward(self, x_t, t):
+        return self.evaluate(t, waves(x_t))
+
+
+class Generator(MLP):
+    def __init__(self, z_dim):
+        super().__init__(2 + z_dim, 2)
+
+    def forward(self, x_t, z, t):
+        return self.evaluate(t, x_t, z)
+
+
+class Discriminator(MLP):
+    def __init__(self):
+        super().__init__(44, 1)
+
+    def forward(self, x_prev, x_t, t):
+        return self.evaluate(t, waves(x_prev), waves(x_t)).squeeze(1)
+
+
+class Critic(MLP):
+    """SIDDM's: V (B,), C_psi and x_0 (B, 2)."""
+
+    def __init__(self):
+        super().__init__(22, 5)
+
+    def forward(self, x_prev, t):
+        V, correction, x_0 = self.evaluate(t, waves(x_prev)).split([1, 2, 2], dim=1)
+        return V.squeeze(1), x_prev + correction, x_0
+
+
+# -- training and sampling ------------------------------------------------------------------------------------
+
+LR_G, LR_D, BETAS = 1e-3, 2e-3, (0.5, 0.9)  # ours: README, "25 Gaussians"
+
+
+def train(method, T, args):
+    """Train one model; returns its network, averaged, and its Diffusion. args: what the method's train_step wants, and seed, steps, batch."""
+    torch.manual_seed(args.seed)
+    diffusion = Diffusion(T, "cosine" if method == "siddm" else "vp")
+    network = EpsTheta() if method == "ddpm" else Generator(args.z_dim)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR_G, betas=BETAS, fused=True)
+    schedulers = [CosineAnnealingLR(optimizer, args.steps)]
+    if method != "ddpm":
+        D = Critic() if method == "siddm" else Discriminator()
+        optimizer_D = torch.optim.Adam(D.parameters(), lr=LR_D, betas=BETAS, fused=True)
+        schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
+    ema = exponential_moving_average(network, decay=0.999)
+    for step in tqdm(range(args.steps), mininterval=1, leave=False, desc=f"{method}, T = {T}, seed {args.seed}"):
+        x_0 = draw(args.batch)
+        if method == "ddpm":
+            train_ddpm.train_step(network, optimizer, x_0, diffusion, args)
+        elif method == "siddm":
+            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args)
+        else:
+            train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args, step)
+        for scheduler in schedulers:
+            scheduler.step()
+        ema.update_parameters(network)
+    return ema.module, diffusion
+
+
+@torch.no_grad()
+def sample(network, diffusion, n, z_dim):
+    """The way of n points from x_T to x_0: T+1 tensors (n, 2)."""
+    path = []
+
+    def noted(x_t, *rest):
+        path.append(x_t)
+        return network(x_t, *rest)
+
+    x_T = torch.randn(n, 2)
+    if isinstance(network, EpsTheta):
+        x_0 = diffusion.ancestral(noted, x_T, clip=False)
+    else:
+        x_0 = diffusion.ddgan(noted, x_T, z_dim)
+    return [*path, x_0]
+
+
+def score(x, held_out):
+    """Points (n, 2) against as many held-out ones: a dict of modes covered, share of high quality, and two distances.
+
+    A sample is of high quality within 4 STD of a mode; a mode is covered if it has a fifth of its fair share of those.
+    frechet and sliced (W_1, the mean over 32 directions) are in units of the grid, squared and not.
+    """
+    x, held_out = x / SCALE, held_out / SCALE
+    distance, nearest = torch.cdist(x, MODES).min(dim=1)
+    good = distance < 4 * STD
+    share = torch.bincount(nearest[good], minlength=25) / len(x)
+    angles = math.pi / 32 * torch.arange(32)
+    directions = torch.stack([angles.cos(), angles.sin()])  # (2, 32)
+    projected = zip((x @ directions).T.numpy(), (held_out @ directions).T.numpy())
+    return {"modes": (share >= 1 / 25 / 5).sum().item(), "quality": good.float().mean().item(),
+            "frechet": frechet_distance(*moments([x]), *moments([held_out])),
+            "sliced": statistics.fmean(wasserstein_distance(a, b) for a, b in projected)}
+
+
+# -- the picture ----------------------------------------------------------------------------------------------
+
+
+def true_posterior(x_t, t, diffusion, n):
+    """n draws (n, 2) from q(x_0 | x_t) for one x_t (2,) at t (1,), and its mean (2,): all that a DDPM predicts of it."""
+    x_0 = draw(200_000)
+    alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
+    weight = torch.softmax(-(x_t - torch.sqrt(alpha_bar) * x_0).square().sum(1) / (2 * variance), dim=0)  # Bayes' rule
+    return x_0[weight.multinomial(n, replacement=True)], weight @ x_0
+
+
+@torch.no_grad()
+def save_figure(network, diffusion, path, z_dim, title, out):
+    """Data, samples, some ways from x_T to x_0, and section 2.2: what may an x_t have been, and what says the network?"""
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+    points = {"s": 1, "alpha": 0.3, "linewidths": 0}
+    axes[0].scatter(*draw(SAMPLES).T, **points)
+    axes[0].set_title("data")
+    axes[1].scatter(*path[-1].T, **points)
+    axes[1].set_title(title)
+    ways = torch.stack(path)[:, :40]  # (T+1, 40, 2)
+    for way in ways.unbind(1):
+        axes[2].plot(*way.T, color="0.7", linewidth=0.5)
+    axes[2].scatter(*ways[0].T, s=8, color="C1", label="x_T")
+    axes[2].scatter(*ways[-1].T, s=8, color="C0", label="x_0")
+    axes[2].set_title("40 ways from x_T to x_0")
+
+    t = (diffusion.alpha_bar - 0.5).abs().argmin().clamp(min=1).view(1)  # half signal, half noise
+    x_t = diffusion.q_sample(SCALE * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
+    exact, mean = true_posterior(x_t[0], t, diffusion, 500)
+    axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
+    if isinstance(network, EpsTheta):
+        predicted, label = diffusion.x_0_from_eps(x_t, network(x_t, t), t), "eps_theta's x_0"
+    else:
+        predicted, label = network(x_t.expand(500, 2), torch.randn(500, z_dim), t.expand(500)), "G(x_t, z, t), 500 z"
+    axes[3].scatter(*predicted.T, s=4, color="C0", label=label)
+    axes[3].scatter(*mean, marker="x", color="C3", label="its mean, what a DDPM learns")
+    axes[3].scatter(*(x_t[0] / diffusion.alpha_bar[t].sqrt()), marker="+", color="k", label="x_t, scaled")
+    axes[3].set_title(f"one x_t at t = {t.item()} (section 2.2)")
+    for axis in axes:
+        axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect="equal")
+    for axis in axes[2:]:
+        axis.legend(fontsize=6, loc="lower left")
+    with write_atomically(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+# -- paper 004, Table 1 ---------------------------------------------------------------------------------------
+
+STEPS = [1, 2, 4, 8, 16]
+TABLE = {  # method, lambda_AFD, the published values at STEPS
+    "GAN": ("gan", 1.0, [12.04, None, None, None, None]),
+    "DDGAN": ("ddgan", 1.0, [None, 7.27, 0.99, 0.49, 0.53]),
+    "SIDDM": ("siddm", 1.0, [None, 0.14, 1.21, 0.30, 0.23]),
+    "SIDDM without AFD": ("siddm", 0.0, [None, 21.19, 53.22, 7.04, 14.37]),
+}
+
+
+def table(args, seeds=3):
+    """Print Table 1, measured beside published: the Frechet distance, modes and quality, mean and range of the seeds."""
+    print(f"{'':20}{'T':>3}{'published':>11}{'Frechet distance':>28}{'modes':>12}{'quality':>16}")
+    for name, (method, afd, published) in TABLE.items():
+        for T, value in zip(STEPS, published):
+            if value is None:
+                continue
+            results = []
+            for seed in range(args.seed, args.seed + seeds):
+                run = argparse.Namespace(**vars(args) | {"seed": seed, "afd": afd})
+                network, diffusion = train(method, T, run)
+                results.append(score(sample(network, diffusion, SAMPLES, args.z_dim)[-1], draw(SAMPLES)))
+            columns = {key: [result[key] for result in results] for key in results[0]}
+            frechet, quality = columns["frechet"], columns["quality"]
+            print(f"{name:20}{T:3}{value:11.2f}{statistics.fmean(frechet):12.4f} ({min(frechet):.4f}-{max(frechet):.4f})"
+                  f"{min(columns['modes']):8}-{max(columns['modes']):2}{100 * statistics.fmean(quality):7.1f} % "
+                  f"({100 * min(quality):.0f}-{100 * max(quality):.0f})", flush=True)
+
+
+def main():
+    parser = Parser(description=__doc__.splitlines()[0])
+    flag = parser.add_argument
+    flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
+    flag("--T", type=number(int, 1), help="denoising steps T; 4 if not said, 1000 for ddpm, 1 for gan")
+    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
+    flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty, for the same")
+    flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
+    flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
+    flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")
+    flag("--steps", type=number(int, 1), default=12000, help="optimiser steps")
+    flag("--batch", type=number(int, 1), default=256, help="points in a step")
+    flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of everything random; of the first run of --table")
+    flag("--table", action="store_true", help="print paper 004's Table 1 with three seeds instead")
+    flag("--out", default="toy.png", help="the picture")
+    args = parser.parse_args()
+    recipe = train_ddgan.RECIPES[args.objective]
+    args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False)
+    if args.table:
+        return table(args)
+    if args.method == "gan" and args.T not in (None, 1):
+        raise BadInput(f"--T {args.T} is not --method gan: leave it out, or choose --method ddgan")
+    check_writable(args.out)
+    T = args.T or {"ddpm": 1000, "gan": 1}.get(args.method, 4)
+    start = time.perf_counter()
+    network, diffusion = train(args.method, T, args)
+    seconds = time.perf_counter() - start
+    path = sample(network, diffusion, SAMPLES, args.z_dim)
+    result = score(path[-1], draw(SAMPLES))
+    print(f"{args.method}, T = {T}: {result['modes']} of 25 modes, {100 * result['quality']:.1f} % high-quality samples, Frechet "
+          f"distance {result['frechet']:.4f}, sliced Wasserstein {result['sliced']:.4f} ({SAMPLES} samples, seed {args.seed}, "
+          f"{args.steps} steps of {args.batch} in {seconds:.0f} s)")
+    save_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
