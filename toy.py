@@ -30,7 +30,6 @@ from diffusion import Diffusion
 from fid import frechet_distance, moments
 from losses import OBJECTIVES
 from train_ddpm import exponential_moving_average
-from unet import embed_time
 
 MODES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2), in units of the grid
 STD = 0.05  # of a mode, in the same units
@@ -46,73 +45,83 @@ def draw(n):
 # -- networks: what unet.py is for images ---------------------------------------------------------------------
 
 
-def waves(x):
-    """Points with sines and cosines of their coordinates, down to wavelengths of a mode's width: (B, 2) -> (B, 22)."""
-    angles = x[:, :, None] * math.pi / 2 * 2.0 ** torch.arange(5)  # (B, 2) -> (B, 2, 5)
+def waves(x, octaves):
+    """Points with sines and cosines of their coordinates, each of half the last one's length: (B, 2) -> (B, 2 + 4 octaves).
+
+    Without them an MLP cannot see modes so much narrower than their grid.
+    """
+    angles = x[:, :, None] * math.pi / 2 * 2.0 ** torch.arange(octaves)  # (B, 2) -> (B, 2, octaves)
     return torch.cat([x, angles.sin().flatten(1), angles.cos().flatten(1)], dim=1)
 
 
 class MLP(nn.Module):
-    """Three hidden layers on t, int64 (B,), and vectors (B, c) that have c_in numbers together."""
+    """Three hidden layers on t, int64 (B,) from 1 to T, and vectors (B, c) that have c_in numbers together."""
 
-    def __init__(self, c_in, c_out, width=128):
+    def __init__(self, T, c_in, c_out, width=192):
         super().__init__()
+        self.embed_t = nn.Embedding(T + 1, 32)  # learned: the sinusoids of 1, 2, 3, 4 are too much alike for so small a network
         self.layers = nn.Sequential(nn.Linear(32 + c_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                                     nn.Linear(width, width), nn.SiLU(), nn.Linear(width, c_out))
 
     def evaluate(self, t, *vectors):
-        return self.layers(torch.cat([embed_time(t, 32), *vectors], dim=1))
+        return self.layers(torch.cat([self.embed_t(t), *vectors], dim=1))
 
 
 class EpsTheta(MLP):
-    def __init__(self):
-        super().__init__(22, 2)
+    def __init__(self, T):
+        super().__init__(T, 18, 2)
 
     def forward(self, x_t, t):
-        return self.evaluate(t, waves(x_t))
+        return self.evaluate(t, waves(x_t, 4))
 
 
 class Generator(MLP):
-    def __init__(self, z_dim):
-        super().__init__(2 + z_dim, 2)
+    """x_0 (B, 2): x_t and a correction, which begins as 0, so that no mode is lost before D has learned anything."""
+
+    def __init__(self, T, z_dim):
+        super().__init__(T, 18 + z_dim, 2)
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x_t, z, t):
-        return self.evaluate(t, x_t, z)
+        return x_t + self.evaluate(t, waves(x_t, 4), z)
 
 
 class Discriminator(MLP):
-    def __init__(self):
-        super().__init__(44, 1)
+    """V (B,). Its waves are longer: one that sees single modes sharply shows G no way from one mode to the next."""
+
+    def __init__(self, T):
+        super().__init__(T, 28, 1)
 
     def forward(self, x_prev, x_t, t):
-        return self.evaluate(t, waves(x_prev), waves(x_t)).squeeze(1)
+        return self.evaluate(t, waves(x_prev, 3), waves(x_t, 3)).squeeze(1)
 
 
 class Critic(MLP):
     """SIDDM's: V (B,), C_psi and x_0 (B, 2)."""
 
-    def __init__(self):
-        super().__init__(22, 5)
+    def __init__(self, T):
+        super().__init__(T, 14, 5)
 
     def forward(self, x_prev, t):
-        V, correction, x_0 = self.evaluate(t, waves(x_prev)).split([1, 2, 2], dim=1)
+        V, correction, x_0 = self.evaluate(t, waves(x_prev, 3)).split([1, 2, 2], dim=1)
         return V.squeeze(1), x_prev + correction, x_0
 
 
 # -- training and sampling ------------------------------------------------------------------------------------
 
-LR_G, LR_D, BETAS = 1e-3, 2e-3, (0.5, 0.9)  # ours: README, "25 Gaussians"
+LR_G, LR_D, BETAS = 1e-3, 2e-3, (0.5, 0.99)  # ours: README, "25 Gaussians"
 
 
 def train(method, T, args):
     """Train one model; returns its network, averaged, and its Diffusion. args: what the method's train_step wants, and seed, steps, batch."""
     torch.manual_seed(args.seed)
-    diffusion = Diffusion(T, "cosine" if method == "siddm" else "vp")
-    network = EpsTheta() if method == "ddpm" else Generator(args.z_dim)
+    diffusion = Diffusion(T, "cosine")
+    network = EpsTheta(T) if method == "ddpm" else Generator(T, args.z_dim)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR_G, betas=BETAS, fused=True)
     schedulers = [CosineAnnealingLR(optimizer, args.steps)]
     if method != "ddpm":
-        D = Critic() if method == "siddm" else Discriminator()
+        D = Critic(T) if method == "siddm" else Discriminator(T)
         optimizer_D = torch.optim.Adam(D.parameters(), lr=LR_D, betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
     ema = exponential_moving_average(network, decay=0.999)
@@ -192,7 +201,7 @@ def save_figure(network, diffusion, path, z_dim, title, out):
     axes[2].scatter(*ways[-1].T, s=8, color="C0", label="x_0")
     axes[2].set_title("40 ways from x_T to x_0")
 
-    t = (diffusion.alpha_bar - 0.5).abs().argmin().clamp(min=1).view(1)  # half signal, half noise
+    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # at T = 4 it is 1, the only step whose x_0 D sees un-noised
     x_t = diffusion.q_sample(SCALE * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
     axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
@@ -248,12 +257,12 @@ def main():
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1), help="denoising steps T; 4 if not said, 1000 for ddpm, 1 for gan")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), default=0.01, help="weight gamma of the R1 penalty, for the same")
+    flag("--r1", type=number(float, 0), default=0.02, help="weight gamma of the R1 penalty, for the same")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")
-    flag("--steps", type=number(int, 1), default=12000, help="optimiser steps")
-    flag("--batch", type=number(int, 1), default=256, help="points in a step")
+    flag("--steps", type=number(int, 1), default=5000, help="optimiser steps")
+    flag("--batch", type=number(int, 1), default=512, help="points in a step")
     flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of everything random; of the first run of --table")
     flag("--table", action="store_true", help="print paper 004's Table 1 with three seeds instead")
     flag("--out", default="toy.png", help="the picture")

@@ -1,0 +1,79 @@
+"""toy.py: its scores on points whose scores are known, and the 25 modes through its command line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import toy
+from diffusion import Diffusion
+
+HOME = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "toy.py", *map(str, args)], cwd=HOME, capture_output=True, text=True, check=False)
+
+
+def test_data_have_variance_one_and_perfect_scores():
+    x = toy.draw(10_000)
+    assert x.var(0).tolist() == pytest.approx([1, 1], rel=0.03)
+    result = toy.score(x, toy.draw(10_000))
+    assert result["modes"] == 25 and result["quality"] > 0.999
+    assert result["frechet"] < 0.005 and result["sliced"] < 0.05
+
+
+def test_a_missing_row_a_shift_and_noise_cost_what_they_must():
+    held_out = toy.draw(10_000)
+    row_missing = toy.draw(12_500)
+    row_missing = row_missing[(row_missing[:, 0] / toy.SCALE).round() != 2]
+    assert toy.score(row_missing, held_out)["modes"] == 20
+    shifted = toy.score(held_out + toy.SCALE * torch.tensor([0.3, 0.4]), held_out)  # half a grid's length
+    assert shifted["frechet"] == pytest.approx(0.25, rel=0.01)
+    # a direction sees 0.5 |cos| of it, whose mean over a half circle is 1/pi
+    assert shifted["sliced"] == pytest.approx(1 / torch.pi, rel=0.01)
+    assert shifted["quality"] < 0.001
+    few = torch.cat([toy.draw(9_000), toy.SCALE * (toy.STD * torch.randn(1_000, 2) + 2)])  # one mode has 14 %, others 3.6 %
+    assert toy.score(few, held_out)["modes"] == 25
+    noise = toy.score(4 * toy.SCALE * (torch.rand(10_000, 2) - 0.5), held_out)
+    assert noise["quality"] == pytest.approx(16 * torch.pi * (4 * toy.STD) ** 2 / 16, rel=0.1)  # the share of the square that 16 discs cover
+
+
+def test_the_exact_posterior_is_bayes_rule():
+    diffusion, t = Diffusion(4, "cosine"), torch.tensor([1])
+    mode = toy.SCALE * torch.tensor([1.0, -1.0])
+    x_0, mean = toy.true_posterior(diffusion.alpha_bar[1].sqrt() * mode, t, diffusion, 5_000)
+    # the log-odds of a neighbour at distance 1 are -alpha_bar SCALE^2 / (2 (1 - alpha_bar)), as STD is small
+    odds = torch.exp(-diffusion.alpha_bar[1] * toy.SCALE**2 / (2 * diffusion.one_minus_alpha_bar[1]))
+    nearest = torch.cdist(x_0 / toy.SCALE, toy.MODES).argmin(1).bincount(minlength=25).view(5, 5) / len(x_0)
+    assert nearest[3, 2] / nearest[3, 1] == pytest.approx(odds.item(), rel=0.25)
+    assert mean.tolist() == pytest.approx(x_0.mean(0).tolist(), abs=0.03)
+
+
+def test_ddgan_with_four_steps_covers_all_25_modes(tmp_path):
+    done = run("--out", tmp_path / "toy.png")
+    print(done.stdout, done.stderr[-500:])
+    assert done.returncode == 0 and (tmp_path / "toy.png").read_bytes()[:4] == b"\x89PNG"
+    modes, quality = re.search(r"(\d+) of 25 modes, ([\d.]+) % high-quality", done.stdout).groups()
+    assert int(modes) == 25 and float(quality) >= 80
+
+
+@pytest.mark.parametrize("args", [("--method", "ddpm", "--T", "5"), ("--method", "gan"), ("--method", "siddm", "--z-dim", "0"),
+                                  ("--objective", "wasserstein", "--T", "2")])
+def test_every_method_runs_and_says_what_it_did(args, tmp_path):
+    done = run(*args, "--steps", 3, "--batch", 8, "--out", tmp_path / "a.png")
+    assert done.returncode == 0 and "of 25 modes" in done.stdout and (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("args", [("--method", "gan", "--T", "4"), ("--T", "0"), ("--out", "README.md/toy.png"), ("--r1", "-1")])
+def test_bad_input_is_one_line_and_leaves_nothing(args, tmp_path):
+    done = run(*args, "--steps", 1)
+    assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
