@@ -1,5 +1,6 @@
 """toy.py: its scores on points whose scores are known, and the 25 modes through its command line."""
 
+import random
 import re
 import subprocess
 import sys
@@ -58,8 +59,9 @@ def test_the_exact_posterior_is_bayes_rule():
     assert mean.tolist() == pytest.approx(x_0.mean(0).tolist(), abs=0.03)
 
 
-def test_ddgan_with_four_steps_covers_all_25_modes(tmp_path):
-    done = run("--out", tmp_path / "toy.png")
+@pytest.mark.parametrize("seed", [0, random.SystemRandom().randrange(2**31)])
+def test_ddgan_with_four_steps_covers_all_25_modes(seed, tmp_path):
+    done = run("--seed", seed, "--out", tmp_path / "toy.png")
     print(done.stdout, done.stderr[-500:])
     assert done.returncode == 0 and (tmp_path / "toy.png").read_bytes()[:4] == b"\x89PNG"
     modes, quality = re.search(r"(\d+) of 25 modes, ([\d.]+) % high-quality", done.stdout).groups()
