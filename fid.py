@@ -2,15 +2,20 @@
 
     python fid.py samples.npy --features fashion            # 128 features of a small classifier, shipped in weights/
     python fid.py runs/*/model.pt --csv results.csv         # InceptionV3's 2048 features, those of published FIDs
-    python fid.py --csv results.csv --plot figures/fid.png  # figures 1, 3, 5: FID against T, of all results so far
+    python fid.py --csv results.csv --table                 # quality, coverage, speed: papers 002 and 004, of all results so far
+    python fid.py --csv results.csv --plot figures/fid.png  # figures 1, 3, 5: FID against T, of the same
     python fid.py --train-classifier                        # made weights/fashion_classifier.pt
 
 FIDs compare only at equal features, reference and number of samples (they fall as it grows): each is printed with all.
+Beside it stand its standard deviation over bootstrap draws of the samples, and improved precision and recall.
 """
 import csv
 import hashlib
+import statistics
 import sys
+import time
 from collections import namedtuple
+from itertools import chain, islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +33,9 @@ from data import BadInput
 CLASSIFIER = Path(__file__).with_name("weights") / "fashion_classifier.pt"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, as in the file's name
-COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed", "fid"]
+COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed",
+           "fid", "spread", "precision", "recall", "seconds"]  # steps: network evaluations (NFE); seconds: for 1,000 images
+K, NEIGHBOURS = 3, 10_000  # Kynkaanniemi et al. 2019, sec. 2 and ours: images of each kind whose distances are taken
 
 
 def moments(batches):
@@ -60,6 +67,30 @@ def frechet_distance(mu, sigma, mu_, sigma_):
     product = root @ sigma_ @ root  # symmetric, unlike Sigma Sigma': real eigenvalues, whose roots make up the trace
     trace_root = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
     return (((mu - mu_) ** 2).sum() + sigma.trace() + sigma_.trace() - 2 * trace_root).item()
+
+
+def bootstrap_spread(mu, sigma, made, draws=10):
+    """Standard deviation of frechet_distance(mu, sigma, ...) over samples drawn anew, with replacement, from made (n, d)."""
+    generator = torch.Generator().manual_seed(0)
+    again = [made[torch.randint(len(made), (len(made),), generator=generator)] for _ in range(draws)]
+    return statistics.stdev(frechet_distance(mu, sigma, *moments(features.split(1000))) for features in again)
+
+
+def precision_recall(real, made, k=K, block=1000):
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. (1), (2)) of features (N, d) and (M, d), N, M > k.
+
+    Precision is the share of the made ones that lie within the k-th neighbour's distance of a real one, and recall that of
+    the real ones within that of a made one: two floats in [0, 1]. Needs block * max(N, M) distances at a time.
+    """
+    def share_covered(points, by):
+        radii = torch.cat([torch.cdist(rows, by).kthvalue(k + 1).values for rows in by.split(block)])  # 1st: itself
+        inside = [(torch.cdist(rows, by) <= radii).any(1) for rows in points.split(block)]  # (block, N) -> (block,)
+        return torch.cat(inside).double().mean().item()
+
+    # cdist multiplies matrices: in float64 and about the mean what it cancels costs nothing
+    origin = real.double().mean(0)
+    real, made = real.double() - origin, made.double() - origin
+    return share_covered(made, real), share_covered(real, made)
 
 
 # label: how results name them; network: x (B, C, H, W) in [-1, 1] -> (B, d); key: SHA-256 of its weights
@@ -150,26 +181,34 @@ def extract(features, images, batch=100):
         yield features.network(data.normalize(chunk.to(device)))
 
 
-def reference_moments(features, images, name, folder):
-    """moments() of reference images' features, kept in folder; a file damaged or made from anything else is rebuilt."""
+def reference_statistics(features, images, name, folder):
+    """moments() of the reference images' features, and those of NEIGHBOURS of them at random, (n, d).
+
+    They are kept in folder; a file damaged or made from anything else is rebuilt.
+    """
     pixels = hashlib.sha256(images.numpy()).hexdigest()
-    key = f"to [-1, 1], n - 1; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
+    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
     path = Path(folder, f"{features.label}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as cache:
-                found, mu, sigma = str(cache["key"]), torch.from_numpy(cache["mu"]), torch.from_numpy(cache["sigma"])
+                found = str(cache["key"])
+                mu, sigma, some = (torch.from_numpy(cache[part]) for part in ("mu", "sigma", "some"))
             fits = found == key and mu.dtype == sigma.dtype == torch.float64 and sigma.shape == (*mu.shape, len(mu))
-            if fits and mu.isfinite().all() and sigma.isfinite().all():
-                return mu, sigma
+            fits = fits and some.dtype == torch.float32 and some.shape == (min(NEIGHBOURS, len(images)), len(mu))
+            if fits and all(part.isfinite().all() for part in (mu, sigma, some)):
+                return mu, sigma, some
             raise ValueError("another key, shape or dtype, or not finite")
         except Exception as error:  # noqa: BLE001 - reading a damaged zip can raise nearly anything
             print(f"rebuilding {path}, no statistics of these images ({data.one_line(error)})", file=sys.stderr)
     data.check_writable(path)  # before what may take hours
-    mu, sigma = moments(extract(features, images))
+    shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # a file may be sorted
+    batches = extract(features, shuffled, batch=100)
+    some = torch.cat([*islice(batches, NEIGHBOURS // 100)]).float().cpu()
+    mu, sigma = moments(chain([some], batches))
     with data.write_atomically(path) as temporary:
-        np.savez(temporary, key=key, mu=mu.numpy(), sigma=sigma.numpy())
-    return mu, sigma
+        np.savez(temporary, key=key, mu=mu.numpy(), sigma=sigma.numpy(), some=some.numpy())
+    return mu, sigma, some
 
 
 def train_classifier(root, seed=0, epochs=9, batch=128, max_lr=3e-3):
@@ -221,7 +260,9 @@ def read_csv(path):
         if reader.fieldnames != COLUMNS:
             raise ValueError(f"its columns are {reader.fieldnames}")
         for row in rows:
-            float(row["fid"]), int(row["T"] or 0), int(row["steps"] or 0)
+            for name in COLUMNS[COLUMNS.index("fid"):]:
+                float(row[name] or 0)
+            int(row["T"] or 0), int(row["steps"] or 0)
         return rows
     except FileNotFoundError:
         return []
@@ -254,12 +295,29 @@ def plot(path, rows):
     plt.close(figure)
 
 
+def print_table(rows):
+    """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000."""
+    slowest = [float(row["seconds"]) for row in rows if row["method"] == "DDPM" and row["steps"] == "1000"]
+    heads = ["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]
+    lines = [heads]
+    for row in sorted(rows, key=lambda row: int(row["steps"] or 0)):
+        faster = f"{slowest[-1] / float(row['seconds']):.1f}" if slowest and row["seconds"] else ""
+        shown = [f"{float(row[c]):.{digits}f}" for c, digits in (("fid", 2), ("spread", 2), ("precision", 3), ("recall", 3))]
+        lines.append([*(row[c] for c in ("name", "method", "T", "steps", "sampler", "samples")), *shown, row["seconds"], faster])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
+    for name in ("features", "reference", "seed"):
+        print(f"{name}: {', '.join(sorted({row[name] for row in rows if row[name]}))}")
+
+
 def score(args):
     """Print the FID of each source, and yield it as a row of the table."""
     split = args.reference in ("train", "test")
     if not split and not args.reference.endswith(".npy"):
         raise BadInput(f"--reference {args.reference} is unknown: choose train, test or an .npy file")
-    sources = [load_npy(path, args.samples) if path.endswith(".npy") else sample.load_model(path, args.device)
+    most = max(args.samples)
+    sources = [load_npy(path, most) if path.endswith(".npy") else sample.load_model(path, args.device)
                for path in args.sources]
     models = [source for source in sources if isinstance(source, sample.Model)]
     flags = dict(zip(models, sample.sampler_flags(args, models)))
@@ -267,20 +325,29 @@ def score(args):
     features = load_features(args.features, args.inception_weights, args.device)
     real = data.load(args.reference, args.data) if split else load_npy(args.reference)
     reference = args.reference if split else Path(args.reference).stem
-    mu, sigma = reference_moments(features, real, reference, Path(args.data, "fid"))
+    mu, sigma, some = reference_statistics(features, real, reference, Path(args.data, "fid"))
     for path, source in zip(map(Path, args.sources), sources):
         row = dict.fromkeys(COLUMNS, "")
         in_a_run = path.name in ("model.pt", "checkpoint.pt")  # whose folder has the name
         row |= {"name": path.absolute().parent.name if in_a_run else path.stem, "method": "images",
-                "features": features.label, "reference": reference, "samples": str(args.samples)}
+                "features": features.label, "reference": reference}
         if isinstance(source, sample.Model):
             row |= {"method": source.method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
-            source = sample.generate(source, args.samples, args.seed, args.batch, args.amp, progress=True, **flags[source])
-        row["fid"] = f"{frechet_distance(mu, sigma, *moments(extract(features, source))):.4f}"
-        print(f"{path}: FID {row['fid']} (" + ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:-1] if row[c]) + ")")
-        yield row
+            start = time.perf_counter()
+            source = sample.generate(source, most, args.seed, args.batch, args.amp, progress=True, **flags[source])
+            row["seconds"] = f"{1000 * (time.perf_counter() - start) / most:.1f}"
+        made = torch.cat([*extract(features, source)]).float().cpu()  # (n, d)
+        for n in args.samples:
+            few = min(n, len(some))  # precision and recall want as many of either kind
+            precision, recall = precision_recall(some[:few], made[:few])
+            row = row | {"samples": str(n), "fid": f"{frechet_distance(mu, sigma, *moments(made[:n].split(1000))):.4f}",
+                         "spread": f"{bootstrap_spread(mu, sigma, made[:n]):.4f}",
+                         "precision": f"{precision:.4f}", "recall": f"{recall:.4f}"}
+            print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {precision:.3f}, recall {recall:.3f} ("
+                  + ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c]) + ")")
+            yield row
 
 
 def main(argv=None):
@@ -289,17 +356,19 @@ def main(argv=None):
     add("sources", nargs="*", metavar="CHECKPOINT_OR_NPY", help="a model, or its images: uint8 (N, 1, 28, 28)")
     add("--features", choices=["inception", "fashion"], default="inception",
         help="inception: those of published FIDs, hours on a CPU; fashion: for a quick look, without a download")
-    add("--samples", type=data.number(int, 2), default=10000, help="generated images; the FID falls as they grow")
+    add("--samples", type=data.number(int, K + 1), nargs="+", default=[10000],
+        help="generated images, one count or several; the FID falls as they grow")
     add("--reference", default="train", metavar="train|test|FILE.npy", help="the real images")
     add("--csv", metavar="FILE", help="append the results to this table")
-    add("--plot", metavar="FILE", help="draw FID against T as PNG: the whole --csv if given, else these results")
+    add("--table", action="store_true", help="print quality, coverage and speed: the whole --csv if given, else these results")
+    add("--plot", metavar="FILE", help="draw FID against T as PNG, of the same")
     add("--inception-weights", metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; downloaded if not given")
     add("--data", default="data", metavar="DIR", help="Fashion-MNIST, and the reference's statistics in DIR/fid")
     add("--train-classifier", action="store_true", help=f"first train the fashion features anew: {CLASSIFIER.name}")
     sample.add_sampler_flags(parser)
     args = parser.parse_args(argv)
-    if not (args.sources or args.train_classifier or args.csv and args.plot):
-        parser.error("nothing to do: give a checkpoint or an .npy file, or --csv and --plot to draw earlier results")
+    if not (args.sources or args.train_classifier or args.csv and (args.plot or args.table)):
+        parser.error("nothing to do: give a checkpoint or an .npy file, or --csv with --table or --plot for earlier results")
     rows = read_csv(args.csv) if args.csv else []
     for path in filter(None, (args.csv, args.plot)):
         data.check_writable(path)
@@ -310,6 +379,8 @@ def main(argv=None):
         if args.csv:
             with data.write_atomically(args.csv) as temporary, open(temporary, "w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    if args.table:
+        print_table(rows)
     if args.plot:
         plot(args.plot, rows)
 

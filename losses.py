@@ -21,16 +21,36 @@ def simple_loss(eps, eps_theta):
     return F.mse_loss(eps_theta.float(), eps)
 
 
-def weighted_loss(eps, eps_theta, t, diffusion):
+def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
 
-    p_theta has the posterior's variance. Defined for t >= 2; at t = 1 that variance is 0, the bound has another
-    term there (L_0), and the result is infinite.
+    p_theta has the posterior's variance, or beta_t with variance="beta". Defined for t >= 2; at t = 1 the posterior's
+    is 0, the bound has another term there (decoder_nll), and the result is infinite.
     """
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); README, departures: its beta-bar_t lacks the factor beta_t
-    beta, beta_tilde, alpha = diffusion.beta[t], diffusion.beta_tilde[t], diffusion.alpha[t]
-    weight = beta**2 / (2 * beta_tilde * alpha * diffusion.one_minus_alpha_bar[t])
-    return weight * (eps - eps_theta.float()).square().flatten(1).sum(1)  # (B, ...) -> (B,)
+    beta, alpha, sigma_squared = diffusion.beta[t], diffusion.alpha[t], getattr(diffusion, variance)[t]
+    weight = beta**2 / (2 * sigma_squared * alpha * diffusion.one_minus_alpha_bar[t])
+    ratio = diffusion.beta_tilde[t] / sigma_squared
+    of_variances = (ratio - 1 - torch.log(ratio)) / 2 * eps[0].numel()  # 0 for the posterior's own
+    return weight * (eps - eps_theta.float()).square().flatten(1).sum(1) + of_variances  # (B, ...) -> (B,)
+
+
+def decoder_nll(x_0, mean, variance):
+    """L_0 = -log p_theta(x_0 | x_1) of images on 256 levels in [-1, 1], in nats: (B, ...) -> (B,). Ho et al. 2020, eq. (13).
+
+    A level has what N(mean, variance) holds within 1/255 of it, the lowest and the highest also what is beyond.
+    """
+    normal = torch.distributions.Normal(mean.double(), variance**0.5)
+    x_0 = x_0.double()
+    below = torch.where(x_0 < -0.999, 0, normal.cdf(x_0 - 1 / 255))
+    above = torch.where(x_0 > 0.999, 1, normal.cdf(x_0 + 1 / 255))
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # a tail of 7 sigma: float64 has no digits of more
+
+
+def prior_kl(x_0, diffusion):
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, which nothing can be trained on: (B, ...) -> (B,). Paper 003, sec. 2.2."""
+    alpha_bar, variance = diffusion.alpha_bar[-1], diffusion.one_minus_alpha_bar[-1]
+    return 0.5 * (alpha_bar * x_0**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
 
 
 # -- DDGAN: section 2.4, the table of divergences ---------------------------------------------------------------

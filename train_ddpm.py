@@ -2,6 +2,7 @@
 
     python train_ddpm.py                              # sized for a GPU
     python train_ddpm.py --preset cpu                 # an hour on one CPU core
+    python train_ddpm.py --evaluate weights/ddpm.pt   # the bound (5) term by term, in bits per dimension
 
 Writes into runs/ddpm: model.pt (for sample.py and fid.py), checkpoint.pt (for --resume), log.csv, grids of samples.
 The algorithm is `train_step`; `Run` and what stands around it serve the other trainers as well.
@@ -11,10 +12,12 @@ import argparse
 import contextlib
 import copy
 import csv
+import math
 import os
 import signal
 import sys
 import time
+from itertools import pairwise
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -22,8 +25,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from data import BadInput, Parser, check_writable, load, normalize, number, one_line, one_line_errors, write_atomically
-from losses import simple_loss
-from sample import DEVICES, Model, device, generate, read_checkpoint, save_grid
+from losses import decoder_nll, prior_kl, simple_loss, weighted_loss
+from sample import DEVICES, Model, device, generate, load_model, read_checkpoint, save_grid
 from unet import PRESETS, bf16_autocast, preset
 
 
@@ -31,6 +34,9 @@ def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
     parser.add_argument("--lr", type=number(float, above=0), default=1e-3,
                         help="Adam's learning rate, falling to 0 as a cosine")
+    parser.add_argument("--evaluate", metavar="MODEL", help="no training: bits per dimension of this model on --batch test images")
+    if parser.parse_args().evaluate:
+        return evaluate(parser.parse_args())
     run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
     args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
 
@@ -58,6 +64,38 @@ def train_step(eps_theta, optimizer, x_0, diffusion, args):
     return {"loss": loss}
 
 
+@torch.no_grad()
+def evaluate(args):
+    """Print the bound on -log p(x_0), (5) with the two terms that its print leaves out, by one x_t for each image and t."""
+    model = load_model(args.evaluate, args.device)
+    if model.method != "DDPM":
+        raise BadInput(f"--evaluate {args.evaluate}: a {model.method} has no likelihood; give a DDPM")
+    T, diffusion, variances = model.T, model.diffusion, ("beta_tilde", "beta")
+    x_0 = normalize(load("test", args.data)[:args.batch].to(args.device))
+    torch.manual_seed(args.seed)
+    terms = []  # L_0, L_1, .., L_T, each (2, B): for both variances
+    for step in tqdm(range(1, T + 1), desc="t", leave=False, disable=None):
+        t, eps = torch.full((len(x_0),), step, device=args.device), torch.randn_like(x_0)
+        x_t = diffusion.q_sample(x_0, t, eps)
+        with bf16_autocast(args.device, args.amp):
+            prediction = model.network(x_t, t).float()
+        if step == 1:  # beta_tilde_1 is 0; what Ho et al. 2020, sec. 3.3, integrate needs a variance
+            L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), diffusion.beta[1])] * 2
+        else:
+            L = [weighted_loss(eps, prediction, t, diffusion, variance) for variance in variances]
+        terms.append(torch.stack(L).double())
+    terms.append(prior_kl(x_0, diffusion).double().expand(2, -1))
+    bits = torch.stack(terms) / (math.log(2) * x_0[0].numel())  # (T+1, 2, B), a dimension
+    print(f"{args.evaluate}: bits per dimension, {len(x_0)} test images, seed {args.seed}")
+    print(f"{'sigma_t^2 =':20}" + "".join(f"{variance:>12}" for variance in variances))
+    ends = sorted({1, *(end for end in (10, 100) if end < T), T})
+    for name, low, high in [("L_0", 0, 1), *((f"L_{i}..L_{j - 1}", i, j) for i, j in pairwise(ends)), ("L_T", T, T + 1)]:
+        print(f"{name:20}" + "".join(f"{value:12.4f}" for value in bits[low:high].sum(0).mean(1)))
+    whole = bits.sum(0)  # (2, B)
+    print(f"{'bound':20}" + "".join(f"{value:12.4f}" for value in whole.mean(1)))
+    print(f"{'its standard error':20}" + "".join(f"{value:12.4f}" for value in whole.std(1) / len(x_0) ** 0.5))
+
+
 # -- what a training run needs besides its algorithm ----------------------------------------------------------
 
 
@@ -82,7 +120,7 @@ def training_parser(doc, T, out):
     return parser
 
 
-UNSAVED = {"device", "out", "data", "resume"}  # flags that are no part of a run
+UNSAVED = {"device", "out", "data", "resume", "evaluate"}  # flags that are no part of a run
 FREE = {"every", "amp"}  # flags that may be given anew when it is resumed
 
 

@@ -27,9 +27,9 @@ def main():
         "uniform noise": torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8),
     }
     features = fid.load_features("fashion")
-    reference = fid.reference_moments(features, images, "train", HOME / "data" / "fid")
+    mu, sigma, _ = fid.reference_statistics(features, images, "train", HOME / "data" / "fid")
     for name, case in cases.items():
-        distance = fid.frechet_distance(*reference, *fid.moments(fid.extract(features, case)))
+        distance = fid.frechet_distance(mu, sigma, *fid.moments(fid.extract(features, case)))
         print(f"{name:32s} {distance:8.3f}   ({len(case)} images, fashion features, against train, seed 0)")
 
 

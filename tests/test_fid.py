@@ -170,6 +170,40 @@ def test_classifier_is_as_good_as_the_readme_says():
     assert (predicted == labels[:2000]).double().mean() > 0.92
 
 
+# Precision, recall, and what the finite number of samples does.
+
+
+def test_precision_and_recall_are_those_of_every_pair_taken_one_by_one():
+    real, made = torch.randn(60, 5) + 100, 1.5 * torch.randn(40, 5) + 100  # far from 0, as features are
+
+    def share(points, by):
+        radii = [sorted((a - b).norm() for b in by)[3] for a in by]  # [0] is the distance to itself
+        return sum(any((point - b).norm() <= radius for b, radius in zip(by, radii)) for point in points) / len(points)
+
+    slow = share(made, real), share(real, made)
+    assert 0 < slow[0] < 1 and 0 < slow[1] < 1
+    assert fid.precision_recall(real, made, block=7) == pytest.approx(slow, abs=1e-12)
+
+
+def test_precision_and_recall_where_they_are_known():
+    left, right = torch.randn(500, 8), torch.randn(500, 8) + 50
+    real = torch.cat([left, right])
+    assert fid.precision_recall(real, real.clone()) == (1, 1)
+    assert fid.precision_recall(real, real + 1000) == (0, 0)
+    precision, recall = fid.precision_recall(real, left.repeat(2, 1) + 1e-3 * torch.randn(1000, 8))  # half of the modes
+    assert precision == 1 and recall == pytest.approx(0.5, abs=0.02)
+    precision, recall = fid.precision_recall(left, torch.cat([left[:250] + 1e-3, right[:250]]))  # half of them invented
+    assert precision == 0.5 and recall > 0.9
+
+
+def test_bootstrap_spread_is_the_standard_deviation_over_fresh_samples():
+    mu, sigma = torch.zeros(10, dtype=torch.float64), torch.eye(10, dtype=torch.float64)
+    fresh = [torch.randn(1000, 10) + 0.2 for _ in range(40)]
+    true = torch.tensor([fid.frechet_distance(mu, sigma, *fid.moments([made])) for made in fresh]).std().item()
+    estimates = [fid.bootstrap_spread(mu, sigma, made) for made in fresh]
+    assert sum(estimates) / len(estimates) == pytest.approx(true, rel=0.4)  # a deviation from 40 draws is known to 11 % itself
+
+
 # The cache of the reference's statistics.
 
 
@@ -184,32 +218,34 @@ def damage(path, how):
     else:  # another key, or values that no statistics have
         with np.load(path) as cache:
             kept = dict(cache)
-        kept |= {"foreign": {"key": "another"}, "NaN": {"mu": np.full(128, np.nan)}, "shape": {"sigma": np.eye(3)}}[how]
+        kept |= {"foreign": {"key": "another"}, "NaN": {"mu": np.full(128, np.nan)}, "shape": {"sigma": np.eye(3)},
+                 "few": {"some": np.zeros((3, 128), np.float32)}}[how]
         np.savez(path, **kept)
 
 
-@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape"])
+@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape", "few"])
 def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
     features, images = fid.load_features("fashion"), noise(20)
-    mu, sigma = fid.reference_moments(features, images, "train", tmp_path)
+    mu, sigma, some = fid.reference_statistics(features, images, "train", tmp_path)
     path, = tmp_path.iterdir()
     good = path.read_bytes()
     damage(path, how)
-    again = fid.reference_moments(features, images, "train", tmp_path)
+    again = fid.reference_statistics(features, images, "train", tmp_path)
     assert torch.equal(again[0], mu)
     assert torch.equal(again[1], sigma)
+    assert torch.equal(again[2], some)
     assert path.read_bytes()[:5000] == good[:5000]
     assert "rebuilding" in capsys.readouterr().err
 
 
 def test_cache_spares_the_network_and_knows_its_images_and_weights(tmp_path):
     features, images = fid.load_features("fashion"), noise(20)
-    mu, _ = fid.reference_moments(features, images, "train", tmp_path)
+    mu, *_ = fid.reference_statistics(features, images, "train", tmp_path)
     without_network = features._replace(network=None)  # raises if it is asked for features
-    assert torch.equal(fid.reference_moments(without_network, images, "train", tmp_path)[0], mu)
+    assert torch.equal(fid.reference_statistics(without_network, images, "train", tmp_path)[0], mu)
     for others in ((without_network._replace(key="retrained"), images), (without_network, noise(20))):
         with pytest.raises(AttributeError):
-            fid.reference_moments(*others, "train", tmp_path)
+            fid.reference_statistics(*others, "train", tmp_path)
 
 
 # The command line.
@@ -240,6 +276,20 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_several_counts_score_the_first_so_many_of_the_same_images(folder, monkeypatch, capsys):
+    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20, 40)
+    both = capsys.readouterr().out.splitlines()
+    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20)
+    assert both[0] == capsys.readouterr().out.strip() and "samples 40" in both[1]
+
+
+def test_speed_up_is_over_the_ddpm_of_1000_steps(capsys):
+    row = dict.fromkeys(fid.COLUMNS, "1")
+    fid.print_table([row | {"method": "DDGAN", "steps": "4", "seconds": "2"}, row | {"method": "DDPM", "steps": "1000", "seconds": "500"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[-2:] == ["2", "250.0"] and lines[2].split()[-2:] == ["500", "1.0"]
+
+
 def test_real_command_scores_an_npy_and_says_with_what(folder):
     flags = ["images.npy", "--features", "fashion", "--reference", "real.npy", "--samples", "30"]
     done = subprocess.run([sys.executable, HERE / "fid.py", *flags], cwd=folder, capture_output=True, text=True,
@@ -268,7 +318,12 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
         ["DDPM", "DDPM", "30", "2", "ddim eta 0", "3"]]
     assert {(row["features"], row["reference"], row["samples"]) for row in rows} == {("fashion", "real", "20")}
     printed = capsys.readouterr().out
-    assert all(f"FID {row['fid']}" in printed for row in rows)
+    assert all(f"FID {row['fid']} +- {row['spread']}" in printed for row in rows)
+    run(monkeypatch, folder, "--csv", "fid.csv", "--table")
+    heads, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heads[-6:] == ["FID", "+-", "precision", "recall", "s/1000", "speed-up"]
+    assert [line[0] for line in lines[:3]] == ["images", "DDGAN", "DDPM"]
+    assert f"{float(rows[2]['recall']):.3f}" in lines[2]
     run(monkeypatch, folder, "--csv", "fid.csv", "--plot", "fid.png")
     assert Path("fid.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir()) == ["DDGAN", "DDPM", "data", "fid.csv", "fid.png", "images.npy", "real.npy"]
@@ -281,7 +336,7 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
     (["cut.npy"], ["cut.npy", "sample.py --npy"]),
     (["missing.npy"], ["missing.npy", "No such file"]),
     (["images.npy", "--samples", "41"], ["images.npy", "40 images", "41", "--samples 40"]),
-    (["images.npy", "--samples", "1"], ["--samples", "1", "at least 2"]),
+    (["images.npy", "--samples", "3"], ["--samples", "3", "at least 4"]),
     (["images.npy", "--reference", "validation"], ["validation", "train, test"]),
     (["text.pt"], ["text.pt", "model.pt"]),
     (["DDGAN/model.pt", "--steps", "2"], ["--steps 2", "DDGAN"]),
@@ -325,7 +380,7 @@ def test_unwritable_folder_for_the_statistics_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     without_network = fid.load_features("fashion")._replace(network=None)
     with pytest.raises(data.BadInput, match="cannot write"):
-        fid.reference_moments(without_network, noise(20), "train", tmp_path / "file" / "fid")
+        fid.reference_statistics(without_network, noise(20), "train", tmp_path / "file" / "fid")
 
 
 def test_damaged_classifier_and_unreachable_inception_name_both_ways_out(tmp_path, monkeypatch):

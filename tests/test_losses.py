@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion import Diffusion
+from diffusion import Diffusion, at
 from losses import (
     HELLINGER,
     JS,
@@ -18,10 +18,12 @@ from losses import (
     WASSERSTEIN,
     FDivergence,
     bound,
+    decoder_nll,
     discriminator_loss,
     gradient_penalty,
     minimax_loss,
     non_saturating_loss,
+    prior_kl,
     r1_penalty,
     simple_loss,
     weighted_loss,
@@ -36,18 +38,64 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("T, schedule", [(2, "vp"), (4, "vp"), (1000, "vp"), (10, "cosine")])
-def test_the_weighted_loss_6_is_the_kl_of_5(T, schedule):
+@pytest.mark.parametrize("T, schedule, variance", [(2, "vp", "beta_tilde"), (4, "vp", "beta_tilde"), (1000, "vp", "beta_tilde"),
+                                                   (10, "cosine", "beta_tilde"), (4, "vp", "beta"), (1000, "vp", "beta")])
+def test_the_weighted_loss_6_is_the_kl_of_5(T, schedule, variance):
     diffusion = Diffusion(T, schedule)
     t = torch.randint(2, T + 1, (64,))
     x_0, eps, eps_theta = torch.randn(64, 1, 3, 3), torch.randn(64, 1, 3, 3), torch.randn(64, 1, 3, 3)
     x_t = diffusion.q_sample(x_0, t, eps)
-    mean, variance = diffusion.posterior(x_0, x_t, t)
+    mean, posterior_variance = diffusion.posterior(x_0, x_t, t)
     mean_theta, _ = diffusion.posterior(diffusion.x_0_from_eps(x_t, eps_theta, t), x_t, t)
-    std = variance.double().sqrt()
-    kl = kl_divergence(Normal(mean.double(), std), Normal(mean_theta.double(), std)).flatten(1).sum(1)
+    std, sigma = posterior_variance.double().sqrt(), at(getattr(diffusion, variance), t, like=x_t).double().sqrt()
+    kl = kl_divergence(Normal(mean.double(), std), Normal(mean_theta.double(), sigma)).flatten(1).sum(1)
     # 1e-2: at T = 1000 the two means differ in their last three float32 digits
-    torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion).double(), kl, rtol=1e-2, atol=0)
+    torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion, variance).double(), kl, rtol=1e-2, atol=0)
+
+
+LEVELS = torch.arange(256).double() / 127.5 - 1
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 0.01), (0.3, 0.2), (-1.0, 0.05), (1.2, 1.0)])
+def test_the_decoder_of_l_0_shares_1_among_the_256_levels_as_its_normal_does(mean, std):
+    p = torch.exp(-decoder_nll(LEVELS[:, None], torch.tensor([mean]), torch.tensor(std) ** 2))
+    assert p.sum().item() == pytest.approx(1, abs=1e-6)
+    inner = torch.linspace(-127, 127, 255).long() + 127  # all but the two ends, which have the tails as well
+    density = torch.exp(Normal(mean, std).log_prob(LEVELS)) * 2 / 255
+    if std >= 0.05:  # wide against a level: the integral is the density's, by the rule of the midpoint, to width^2 / (24 std^2)
+        assert torch.allclose(p[inner][1:], density[inner][1:], rtol=0.02, atol=1e-6)
+
+
+def test_the_prior_term_l_t_is_the_kl_with_a_standard_normal():
+    diffusion, x_0 = Diffusion(4), 2 * torch.rand(5, 3) - 1
+    q = Normal(diffusion.alpha_bar[4].sqrt() * x_0, diffusion.one_minus_alpha_bar[4].sqrt())
+    # a difference of numbers near 1 in float32
+    torch.testing.assert_close(prior_kl(x_0, diffusion), kl_divergence(q, Normal(0, 1)).sum(1), rtol=1e-2, atol=1e-6)
+
+
+def test_the_bounds_terms_have_closed_forms_for_gaussian_data_and_the_exact_denoiser():
+    s, n, diffusion = 0.2, 2000, Diffusion(1000)
+    x_0 = ((s * torch.randn(n, 1)).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+
+    def eps_theta(x_t, t):  # E[eps | x_t]
+        return diffusion.one_minus_alpha_bar[t].sqrt() * x_t / (diffusion.alpha_bar[t] * s**2 + diffusion.one_minus_alpha_bar[t])
+
+    total = prior_kl(x_0, diffusion).mean()
+    for step in range(1, 1001):
+        t, eps = torch.full((n,), step), torch.randn(n, 1)
+        x_t = diffusion.q_sample(x_0, t, eps)
+        if step == 1:
+            total += decoder_nll(x_0, diffusion.x_0_from_eps(x_t, eps_theta(x_t, step), t), diffusion.beta[1]).mean()
+            continue
+        # Var[eps | x_t] = alpha_bar s^2 / (alpha_bar s^2 + 1 - alpha_bar) times the weight in (6)
+        alpha_bar, variance = diffusion.alpha_bar[step].item(), diffusion.one_minus_alpha_bar[step].item()
+        beta, beta_tilde = diffusion.beta[step].item(), diffusion.beta_tilde[step].item()
+        exact = beta**2 / (2 * beta_tilde * (1 - beta) * variance) * alpha_bar * s**2 / (alpha_bar * s**2 + variance)
+        assert weighted_loss(eps, eps_theta(x_t, step), t, diffusion).mean().item() == pytest.approx(exact, rel=0.2)  # 6 sigma
+        total += weighted_loss(eps, eps_theta(x_t, step), t, diffusion, "beta").mean()
+    # With sigma^2 = beta_t, right for steps much shorter than s, the bound is nearly tight
+    entropy = math.log(s * math.sqrt(2 * math.pi * math.e) * 255 / 2)  # of the 256 levels, in nats
+    assert entropy - 0.1 < total < entropy + 0.2  # 0.1: the draws' own noise
 
 
 def test_the_simple_loss_is_the_mean_square_and_0_for_the_true_noise():

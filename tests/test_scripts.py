@@ -159,6 +159,16 @@ def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
         assert (predicted[:, 0] != predicted[:, 1]).any() == several
 
 
+def test_evaluate_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run):
+    status, out, _ = run("train_ddpm.py", "--evaluate", runs / "DDPM" / "model.pt", "--batch", 4)
+    _, _, *terms, total, error = (line.split() for line in out.splitlines())
+    assert status == 0 and [term[0] for term in terms] == ["L_0", "L_1..L_3", "L_T"] and float(error[-1]) > 0
+    for column in (1, 2):  # rounding of four numbers
+        assert float(total[column]) == pytest.approx(sum(float(term[column]) for term in terms), abs=3e-4)
+    status, _, err = run("train_ddpm.py", "--evaluate", runs / "DDGAN" / "model.pt")
+    assert status == 2 and "a DDGAN has no likelihood" in err and err.count("\n") == 1
+
+
 def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
     moved = shutil.copy(runs / "DDGAN/model.pt", tmp_path / "elsewhere.pt")
     model = load_model(moved)
