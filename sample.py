@@ -200,7 +200,7 @@ def save_columns(columns, path):
     """Write a figure of columns side by side, each a title and uint8 images (n, k, 1, H, W) in n rows of k."""
     n = len(columns[0][1])
     widths = [images.shape[1] for _, images in columns]
-    figure, axes = plt.subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n), width_ratios=widths, layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n + 0.4), width_ratios=widths, layout="constrained")
     for axis, (title, images) in zip(axes, columns):
         grid = make_grid(images.flatten(0, 1), nrow=images.shape[1], padding=1, pad_value=255)  # (n k, 1, H, W) -> (3, H', W')
         axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")  # -> (H', W', 3)
