@@ -37,7 +37,7 @@ def main():
         left.plot(log["step"], [-loss for loss in log["loss_D"]], label=Path(run).name)
         right.plot(log["step"], log["gap_1"])
     left.set(title="-loss_D: D's estimate of the divergence, (18)", xlabel="step")
-    right.set(title="gap_1: V(real) - V(fake) at t = 1", xlabel="step", yscale="symlog")
+    right.set(title="gap_1: V(real) - V(fake) at t = 1", xlabel="step")
     figure.legend(loc="outside right center", fontsize=8)
     with write_atomically(args.out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
