@@ -284,7 +284,7 @@ def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_deca
     assert expected == pytest.approx(199 - 9, abs=0.01)  # the lag of an average of decay 0.9 behind a ramp: d / (1 - d)
 
 
-@pytest.mark.parametrize(("name", "flags"), [("ddpm", {"sampler": "ddim", "steps": 10}), ("ddgan", {})])
+@pytest.mark.parametrize(("name", "flags"), [("ddpm", {"sampler": "ddim", "steps": 10}), ("ddgan", {}), ("siddm", {})])
 def test_the_shipped_samples_show_no_lattice_of_folded_pixels(name, flags):
     def power(images):  # at half a cycle a pixel across, down, and both: where a lattice of 2 x 2 would stand out
         spectrum = torch.fft.fft2(data.normalize(images)[:, 0]).abs().square().mean(0)
