@@ -30,6 +30,7 @@ def slow_cosine_log_alpha_bar(s):
     return cosine_log_alpha_bar(s**1.5)
 
 
+PREDICTIONS = ("eps", "x_0", "mean")  # what a denoiser may say of x_t: Ho et al. 2020, sec. 3.2
 SCHEDULES = {"vp": vp_log_alpha_bar, "cosine": cosine_log_alpha_bar, "slow-cosine": slow_cosine_log_alpha_bar}
 
 
@@ -138,6 +139,15 @@ class Diffusion:
         """The noise with which eq. (2) took x_0 to x_t: the second line of eq. (6)."""
         alpha_bar, variance = at(self.alpha_bar, t, like=x_t), at(self.one_minus_alpha_bar, t, like=x_t)
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
+
+    def eps_from(self, predict, output, x_t, t):
+        """The noise that a network's output on x_t means if it is trained to predict "eps", "x_0" or "mean", the posterior's."""
+        if predict == "x_0":
+            return self.eps_from_x_0(x_t, output, t)
+        if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)
+            alpha, beta, variance = (at(table, t, like=x_t) for table in (self.alpha, self.beta, self.one_minus_alpha_bar))
+            return (x_t - torch.sqrt(alpha) * output) * torch.sqrt(variance) / beta
+        return output
 
     # -- reverse samplers ---------------------------------------------------------------------------------
     # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every

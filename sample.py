@@ -52,31 +52,38 @@ class Model:
         self.network = NETWORKS[self.method](**args["network"]).to(device)
         self.diffusion = Diffusion(self.T, args["schedule"], device)
 
-    def sampler(self, sampler=None, steps=None, eta=None):
+    def eps_theta(self, x_t, t):
+        """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
+        return self.diffusion.eps_from(self.args.get("predict", "eps"), self.network(x_t, t), x_t, t)
+
+    def sampler(self, sampler=None, steps=None, eta=None, variance=None):
         """The function x_T -> x_0 that the flags ask for, and its network evaluations per image.
 
-        sampler: "ancestral" (default) or "ddim", on `steps` of the T steps (default all), DDIM with eta (default 0).
+        sampler: "ancestral" (default) or "ddim", on `steps` of the T steps (default all), DDIM with eta (default 0),
+        ancestral sampling with the variance "beta_tilde" (default) or "beta".
         Raises BadInput for what this method does not have.
         """
         if self.method != "DDPM":
-            for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta)):
+            for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
                     raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} steps: leave it out")
             return lambda x_T: self.diffusion.ddgan(self.network, x_T, self.args["network"]["z_dim"]), self.T
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
+        if variance is not None and sampler == "ddim":
+            raise BadInput(f"--variance {variance} is for --sampler ancestral: leave it out, or give DDIM an --eta")
         if steps is not None and steps > self.T:
             raise BadInput(f"--steps {steps} is more than this checkpoint's T = {self.T}: choose from 1 to {self.T}")
         process = self.diffusion.strided(steps or self.T)
         if sampler == "ddim":
-            return lambda x_T: process.ddim(self.network, x_T, eta or 0.0), process.T
-        return lambda x_T: process.ancestral(self.network, x_T), process.T
+            return lambda x_T: process.ddim(self.eps_theta, x_T, eta or 0.0), process.T
+        return lambda x_T: process.ancestral(self.eps_theta, x_T, variance or "beta_tilde"), process.T
 
     @torch.no_grad()
     def predict_x_0(self, x_t, t):
         """x_0 as it is predicted from x_t at once, (B, ...): the mean by a DDPM, else G(x_t, z, t) with a z for each."""
         if self.method == "DDPM":
-            return self.diffusion.x_0_from_eps(x_t, self.network(x_t, t), t).clamp(-1, 1)
+            return self.diffusion.x_0_from_eps(x_t, self.eps_theta(x_t, t), t).clamp(-1, 1)
         return self.network(x_t, torch.randn(len(x_t), self.args["network"]["z_dim"], device=x_t.device), t)
 
 
@@ -152,6 +159,7 @@ def add_sampler_flags(parser):
     flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (if not said), or DDIM")
     flag("--steps", type=number(int, 1), help="for a DDPM: evenly spaced steps out of its T; all if not said")
     flag("--eta", type=number(float, 0, 1), help="for DDIM: its noise, from 0 (none, if not said) to 1 (ancestral sampling)")
+    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2, the posterior's if not said")
     flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of x_T, z and the noise of each step")
     flag("--batch", type=number(int, 1), default=500, help="images at a time; more is faster until memory ends")
     flag("--device", type=device, default=DEVICES[0], help="where to sample")
@@ -160,7 +168,7 @@ def add_sampler_flags(parser):
 
 def sampler_flags(args, models):
     """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
-    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta}
+    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
     mixed = len({model.method for model in models}) > 1
     return [{} if mixed and model.method != "DDPM" else flags for model in models]
 

@@ -270,7 +270,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
     recipe = train_ddgan.RECIPES[args.objective]
-    args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False)
+    args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False,
+                              predict="eps", loss="simple")
     if args.table:
         return table(args)
     if args.method == "gan" and args.T not in (None, 1):

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from data import BadInput, Parser, check_writable, load, normalize, number, one_line, one_line_errors, write_atomically
+from diffusion import PREDICTIONS
 from losses import decoder_nll, prior_kl, simple_loss, weighted_loss
 from sample import DEVICES, Model, device, generate, load_model, read_checkpoint, save_grid
 from unet import PRESETS, bf16_autocast, preset
@@ -34,30 +35,44 @@ def main():
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
     parser.add_argument("--lr", type=number(float, above=0), default=1e-3,
                         help="Adam's learning rate, falling to 0 as a cosine")
+    parser.add_argument("--predict", choices=PREDICTIONS, default="eps",
+                        help="what the network says of x_t: its noise, the clean image, or the posterior's mean")
+    parser.add_argument("--loss", choices=["simple", "weighted"], default="simple",
+                        help="the mean square error of that, or (6), which weights it as the bound does")
     parser.add_argument("--evaluate", metavar="MODEL", help="no training: bits per dimension of this model on --batch test images")
     if parser.parse_args().evaluate:
         return evaluate(parser.parse_args())
     run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
-    args, eps_theta, diffusion = run.args, run.model.network, run.model.diffusion
+    args, network, diffusion = run.args, run.model.network, run.model.diffusion
+    if args.loss == "weighted" and args.T < 2:
+        raise BadInput("--loss weighted: (6) begins at t = 2, so give --T 2 or more, or --loss simple")
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
-    optimizer = torch.optim.Adam(eps_theta.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scheduler = CosineAnnealingLR(optimizer, args.steps)  # v2, sec. 3.1
 
-    for _ in run.steps(network=eps_theta, optimizer=optimizer, scheduler=scheduler):
+    for _ in run.steps(network=network, optimizer=optimizer, scheduler=scheduler):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
-        run.log(**train_step(eps_theta, optimizer, x_0, diffusion, args))
+        run.log(**train_step(network, optimizer, x_0, diffusion, args))
         scheduler.step()
-        run.ema.update_parameters(eps_theta)
+        run.ema.update_parameters(network)
 
 
-def train_step(eps_theta, optimizer, x_0, diffusion, args):
-    """One pass through Algorithm 1 (paper 003) on clean data x_0 (B, ...); returns what Run.log takes. args: amp."""
+def train_step(network, optimizer, x_0, diffusion, args):
+    """One pass through Algorithm 1 (paper 003) on clean data x_0 (B, ...); returns what Run.log takes.
+
+    args holds the flags predict, loss and amp; Algorithm 1 is predict = "eps", loss = "simple".
+    """
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
     eps = torch.randn_like(x_0)
+    x_t = diffusion.q_sample(x_0, t, eps)
     with bf16_autocast(x_0.device, args.amp):
-        prediction = eps_theta(diffusion.q_sample(x_0, t, eps), t)
-    loss = simple_loss(eps, prediction)
+        output = network(x_t, t).float()
+    if args.loss == "simple":
+        loss = simple_loss({"eps": eps, "x_0": x_0, "mean": diffusion.posterior(x_0, x_t, t)[0]}[args.predict], output)
+    else:  # (6) is infinite at t = 1, which takes the weight of t = 2, as Ho et al.'s code does
+        nats = weighted_loss(eps, diffusion.eps_from(args.predict, output, x_t, t), t.clamp(min=2), diffusion)  # (B,)
+        loss = nats.mean() / x_0[0].numel()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -78,7 +93,7 @@ def evaluate(args):
         t, eps = torch.full((len(x_0),), step, device=args.device), torch.randn_like(x_0)
         x_t = diffusion.q_sample(x_0, t, eps)
         with bf16_autocast(args.device, args.amp):
-            prediction = model.network(x_t, t).float()
+            prediction = model.eps_theta(x_t, t).float()
         if step == 1:  # beta_tilde_1 is 0; what Ho et al. 2020, sec. 3.3, integrate needs a variance
             L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), diffusion.beta[1])] * 2
         else:

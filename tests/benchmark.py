@@ -60,7 +60,7 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     diffusion, x_0 = Diffusion(1000, device=args.device), torch.randn(args.batch, 1, 28, 28, device=args.device)
-    flags = argparse.Namespace(amp=amp)
+    flags = argparse.Namespace(amp=amp, predict="eps", loss="simple")
     return lambda: train_ddpm.train_step(lambda x, t: call(network, x, t), optimizer, x_0, diffusion, flags)
 
 
@@ -69,7 +69,7 @@ def ddgan_step(args, name):
     G, D, diffusion = Generator(**preset(name)).to(args.device), Discriminator(**preset(name)).to(args.device), Diffusion(4, device=args.device)
     optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
     x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
-    flags = argparse.Namespace(objective="js", generator="non-saturating", r1=0, gp=0, z_dim=64, amp=None)
+    flags = argparse.Namespace(objective="js", generator="non-saturating", r1=0, drift=0, z_dim=64, amp=None)
     return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, flags, 0)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion import SCHEDULES, Diffusion
+from diffusion import PREDICTIONS, SCHEDULES, Diffusion
 
 T_OF_INTEREST = [2, 4, 10, 1000]
 
@@ -108,6 +108,18 @@ def test_eps_and_x_0_are_each_others_inverse():
     torch.testing.assert_close(diffusion.eps_from_x_0(x_t, x_0, t), eps, rtol=0, atol=1e-4)
     # float32 loses 1/sqrt(alpha_bar_T) = 150 units in the last place of x_t
     torch.testing.assert_close(diffusion.x_0_from_eps(x_t, eps, t), x_0, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("T", [4, 1000])
+def test_eps_from_finds_the_noise_whatever_the_network_predicts(T):
+    diffusion, t = Diffusion(T), torch.arange(1, T + 1)
+    x_0, eps = torch.randn(T, 2), torch.randn(T, 2)
+    x_t = diffusion.q_sample(x_0, t, eps)
+    said = {"eps": eps, "x_0": x_0, "mean": diffusion.posterior(x_0, x_t, t)[0]}
+    assert said.keys() == set(PREDICTIONS)
+    for predict, output in said.items():
+        # float32: at T = 1000 x_t and the mean differ by 1e-4, so that their difference is good to 3 digits
+        torch.testing.assert_close(diffusion.eps_from(predict, output, x_t, t), eps, rtol=0, atol=2e-3)
 
 
 # -- samplers on data ~ N(m, S) in two dimensions, where the perfect eps_theta is known -----------------------

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import data
+import diffusion
 import losses
 import train_ddgan
 import train_ddpm
@@ -54,6 +55,20 @@ def runs(tmp_path_factory):
         command = [sys.executable, script, *TINY, "--T", "4", "--steps", "6", "--every", "3", "--out", folder / method]
         subprocess.run(command, cwd=HOME, check=True, capture_output=True)
     return folder
+
+
+@pytest.mark.parametrize("predict", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("loss", ["simple", "weighted"])
+def test_every_parameterisation_and_loss_of_the_ddpm_trains_and_samples(predict, loss, tmp_path, run):
+    status, _, _ = run("train_ddpm.py", *TINY, "--T", "6", "--steps", "40", "--every", "20", "--predict", predict, "--loss", loss, "--out", tmp_path)
+    first, last = (float(row["loss"]) for row in log_of(tmp_path))
+    assert status == 0 and last < first
+    samples = {}
+    for variance in ("beta", "beta_tilde"):
+        assert run("sample.py", tmp_path / "model.pt", "-n", 4, "--variance", variance, "--out", tmp_path / "a.png",
+                   "--npy", tmp_path / "a.npy")[0] == 0
+        samples[variance] = np.load(tmp_path / "a.npy")
+    assert (samples["beta"] != samples["beta_tilde"]).any()
 
 
 def wait_for(path, process):
@@ -216,6 +231,8 @@ BAD = {
     "steps for a DDGAN": (["sample.py", "{runs}/DDGAN/model.pt", "--steps", "2"], "--steps 2"),
     "more steps than T": (["sample.py", "{runs}/DDPM/model.pt", "--steps", "5"], "--steps 5"),
     "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
+    "variance with DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--variance", "beta"], "--variance beta"),
+    "(6) with one step": (["train_ddpm.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
     "a time between two steps": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.3", "--out", "{tmp}/d.png"], "--denoise 0.3"),
     "unknown sampler": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "euler"], "euler"),
