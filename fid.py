@@ -63,8 +63,8 @@ def frechet_distance(mu, sigma, mu_, sigma_):
     """
     # FID = ||mu - mu'||^2 + tr(Sigma + Sigma' - 2 (Sigma^1/2 Sigma' Sigma^1/2)^1/2)                             (28)
     eigenvalues, Q = torch.linalg.eigh(sigma)
-    root = (Q * eigenvalues.clamp(min=0).sqrt()) @ Q.T  # Sigma^1/2; rounding makes zero eigenvalues -1e-17
-    product = root @ sigma_ @ root  # symmetric, unlike Sigma Sigma': real eigenvalues, whose roots make up the trace
+    root = Q * eigenvalues.clamp(min=0).sqrt()  # Sigma^1/2 = root Q^T; rounding makes zero eigenvalues -1e-17
+    product = root.T @ sigma_ @ root  # has the eigenvalues of Sigma^1/2 Sigma' Sigma^1/2: it is Q^T times that times Q
     trace_root = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
     return (((mu - mu_) ** 2).sum() + sigma.trace() + sigma_.trace() - 2 * trace_root).item()
 

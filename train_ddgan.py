@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from data import load, normalize, number, one_line_errors
+from data import BadInput, load, normalize, number, one_line_errors
 from losses import GENERATOR_LOSSES, OBJECTIVES, WASSERSTEIN, discriminator_loss, gradient_penalty, r1_penalty
 from train_ddpm import Run, training_parser
 from unet import Discriminator, bf16_autocast
 
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
+R1_ONE_STEP = 0.1  # ours, for T = 1, where D has clean images to learn by heart
 GP, GP_EVERY = 10, 4  # Gulrajani et al. 2017, sec. 4; ours, for the penalty costs as much as D's whole step
 
 # What each objective trains with if the flags do not say otherwise, for every T. README, "Section 2.4", says what was tried.
@@ -56,11 +57,16 @@ def main():
     flag("--z-dim", type=number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
     parser.set_defaults(**RECIPES["js"])
     parser.set_defaults(**RECIPES[parser.parse_args().objective])
+    if parser.parse_args().T == 1 and parser.get_default("r1"):
+        parser.set_defaults(r1=R1_ONE_STEP)
     run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
+    if args.T == 1 and args.batch % 4:
+        raise BadInput(f"--batch {args.batch} with --T 1: D compares images four by four, so give a multiple of 4")
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
-    D = Discriminator(**run.sizes).to(args.device)
+    # With one step nothing in x_t tells one image from another, and without stddev G makes one shape of all noise
+    D = Discriminator(**run.sizes, stddev=args.T == 1).to(args.device)
     betas = (0.5, 0.9)  # DDGAN, Table 6
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)

@@ -178,20 +178,28 @@ class Generator(UNet):
         return torch.tanh(super().forward(x_t, t, self.embed_z(z)))
 
 
+def minibatch_stddev(h, group=4):
+    """How much each `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3."""
+    variance = h.float().unflatten(0, (-1, group)).var(1, unbiased=False)  # (B, C, H, W) -> (B/4, 4, C, H, W) -> (B/4, C, H, W)
+    stddev = torch.sqrt(variance + 1e-8).mean((1, 2, 3)).repeat_interleave(group)  # -> (B/4,) -> (B,)
+    return stddev.to(h.dtype).view(-1, 1, 1, 1).expand(-1, 1, *h.shape[2:])
+
+
 class Discriminator(nn.Module):
     """V(x_{t-1}, x_t, t): two (B, channels, size, size) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
 
-    The U-Net's downward half and a linear output layer; the arguments are the U-Net's.
+    The U-Net's downward half and a linear output layer; the arguments are the U-Net's. With stddev, it is also told how
+    much images differ from their neighbours in the batch, which must then be a multiple of 4.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=28):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=28, stddev=False):
         super().__init__()
-        self.width, self.fold = width, fold
+        self.width, self.fold, self.stddev = width, fold, stddev
         c, side = mult[-1] * width, size // fold // 2 ** (len(mult) - 1)
         self.embed_t = mlp(width, 4 * width, layers=2)
         self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
         self.norm_out = norm(c)
-        self.out = nn.Linear(c * side**2, 1)
+        self.out = nn.Linear((c + stddev) * side**2, 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x_prev, x_t, t):
@@ -199,6 +207,8 @@ class Discriminator(nn.Module):
         h = torch.cat([x_prev, x_t], dim=1)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
         h = F.pixel_unshuffle(h, self.fold)  # -> (B, 2C fold^2, H/fold, W/fold)
         h = F.silu(self.norm_out(self.down(h, emb)[-1]))
+        if self.stddev:
+            h = torch.cat([h, minibatch_stddev(h)], dim=1)  # (B, C, H, W) -> (B, C+1, H, W)
         return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)
 
 

@@ -1,26 +1,36 @@
 """How fast the networks train and sample, against a plain matrix product and against the field's own libraries.
 
     python tests/benchmark.py                    # all cores; --threads 1 for one
-    pip install diffusers denoising-diffusion-pytorch pytorch-fid    # for the comparisons, all of them optional
+    pip install diffusers denoising-diffusion-pytorch pytorch-fid torch-fidelity    # for the comparisons, all of them optional
 
 Operations are counted by torch.utils.flop_counter: those of convolutions and matrix products, two a multiply-add.
 """
 
 import argparse
+import math
+import multiprocessing
+import resource
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import data
+import fid
 import train_ddgan
 import train_ddpm
+from data import normalize, to_uint8
 from diffusion import Diffusion
-from fid import frechet_distance
 from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, computes_in_bf16, preset
 
 
@@ -105,23 +115,102 @@ def compare_with_denoising_diffusion_pytorch(args, peak, ours):
     print(f"  ours against it at equal operations: {ours[0] * ours[1] / (rate * count):.2f} times the images/s")
 
 
-def compare_with_pytorch_fid():
-    from pytorch_fid.fid_score import calculate_frechet_distance
+# -- FID from images to the number, each package in a process of its own: features of one half, of the other, distance ------
 
-    features = [torch.rand(3000, 2048, dtype=torch.float64) @ torch.randn(2048, 2048, dtype=torch.float64) / 45 for _ in range(2)]
-    (mu, sigma), (mu_, sigma_) = ((f.mean(0), f.T.cov()) for f in features)
+
+def random_inception(path):
+    """Write weights of the published file's layout, random but such that images show through."""
+    weights = fid.Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    for name, values in weights.items():
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(values)
+        if name.endswith(("bn.weight", "running_var")):
+            values.uniform_(0.5, 2)
+        if name.endswith(("bn.bias", "running_mean")):
+            values.normal_(0, 0.1)
+    torch.save(weights, path)
+
+
+def fid_ours(folder, device):
+    """Each of these returns the features of the first images (8, 2048), moments as numpy, and a function of nothing to the FID."""
+    features = fid.load_features("inception", folder / "weights.pth", device)
+    halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
+    moments = [part for half in halves for part in fid.moments(fid.extract(features, half))]
+    return next(fid.extract(features, halves[0][:8])), moments, lambda: fid.frechet_distance(*moments)
+
+
+def fid_pytorch_fid(folder, device):
+    from pytorch_fid import fid_score, inception
+
+    inception.load_state_dict_from_url = lambda *_, **__: torch.load(folder / "weights.pth")
+    network = inception.InceptionV3().to(device)
+    halves = [sorted((folder / half).iterdir()) for half in HALVES]
+    moments = [part for half in halves for part in fid_score.calculate_activation_statistics(half, network, 100, device=device)]
+    few = torch.from_numpy(fid_score.get_activations(halves[0][:8], network, 8, device=device))
+    return few, moments, lambda: fid_score.calculate_frechet_distance(*moments)
+
+
+def fid_torch_fidelity(folder, device):
+    from torch_fidelity import feature_extractor_inceptionv3, metric_fid, utils
+
+    network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3("ours", ["2048"], folder / "weights.pth").to(device)
+    common = {"batch_size": 100, "cuda": device.type == "cuda", "verbose": False, "samples_find_deep": False}
+    moments, first = [], None
+    for half in HALVES:
+        found = utils.extract_featuresdict_from_input_id(1, network, input1=str(folder / half), **common)
+        first = found["2048"][:8] if first is None else first
+        moments.append(metric_fid.fid_features_to_statistics(found["2048"]))
+    value = lambda: metric_fid.fid_statistics_to_metric(*moments, verbose=False)[metric_fid.KEY_METRIC_FID]
+    return first, moments, value
+
+
+HALVES, FID_PACKAGES = ("one", "other"), {"ours": fid_ours, "pytorch_fid": fid_pytorch_fid, "torch_fidelity": fid_torch_fidelity}
+
+
+def measure_fid(name, folder, device, threads):
+    """In a process of its own: (first features, FID, seconds until the moments, seconds of the distance, peak memory in GiB)."""
+    torch.set_num_threads(threads)
     start = time.perf_counter()
-    mine = frechet_distance(mu, sigma, mu_, sigma_)
+    first, _, distance = FID_PACKAGES[name](folder, device)
     middle = time.perf_counter()
-    theirs = calculate_frechet_distance(mu.numpy(), sigma.numpy(), mu_.numpy(), sigma_.numpy())
-    end = time.perf_counter()
-    print(f"Frechet distance of 2048 features: ours {mine:.6f} in {middle - start:.1f} s, pytorch-fid {theirs:.6f} in {end - middle:.1f} s")
+    try:
+        value = distance()
+    except ValueError:  # pytorch-fid's "imaginary component"
+        value = math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    return first.double().cpu(), value, middle - start, time.perf_counter() - middle, peak
+
+
+def compare_fid(args):
+    """FID between half of the test images and the other half made coarser, with the same random weights for all."""
+    images = data.load("test", args.data)[:args.images]
+    images[::2] = to_uint8(F.avg_pool2d(normalize(images[::2]), 2).repeat_interleave(2, 2).repeat_interleave(2, 3))
+    print(f"{'FID of ' + str(len(images)) + ' images in halves':58s}   features   distance     GiB        FID  first features")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        random_inception(folder / "weights.pth")
+        for half, some in zip(HALVES, (images[1::2], images[::2])):
+            np.save(folder / f"{half}.npy", some.numpy())
+            (folder / half).mkdir()
+            for i, image in enumerate(some):
+                to_pil_image(image).save(folder / half / f"{i:05d}.png")
+        ours = None
+        for name in FID_PACKAGES:
+            if name != "ours" and not find_spec(name):
+                print(f"{name} is not installed: not compared")
+                continue
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+                first, value, features, distance, peak = alone.submit(measure_fid, name, folder, args.device, args.threads).result()
+            ours = first if ours is None else ours
+            print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:10.6g}  off by {(first - ours).norm() / ours.norm():.1e}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls, of which the median counts")
+    parser.add_argument("--images", type=int, default=10000, help="whose FID is computed: an hour on two cores; 0 for none")
+    parser.add_argument("--data", default="data", help="where Fashion-MNIST is")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -155,11 +244,9 @@ def main():
         report(f"DDPM, preset {name}, DDIM 10 steps", sampling(lambda f, x: Diffusion(1000, device=args.device).strided(10).ddim(f, x), denoiser, args), args.batch, args, peak)
         report(f"DDGAN, preset {name}, T = 4", sampling(lambda f, x: Diffusion(4, device=args.device).ddgan(f, x, 64), G, args), args.batch, args, peak)
 
-    print()
-    if find_spec("pytorch_fid"):
-        compare_with_pytorch_fid()
-    else:
-        print("pytorch_fid is not installed: not compared")
+    if args.images:
+        print()
+        compare_fid(args)
 
 
 if __name__ == "__main__":

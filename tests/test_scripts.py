@@ -232,6 +232,7 @@ BAD = {
     "more steps than T": (["sample.py", "{runs}/DDPM/model.pt", "--steps", "5"], "--steps 5"),
     "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
     "variance with DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--variance", "beta"], "--variance beta"),
+    "a batch of no fours at T = 1": (["train_ddgan.py", *TINY, "--batch", "6", "--T", "1", "--out", "{tmp}/w"], "--batch 6"),
     "(6) with one step": (["train_ddpm.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
     "a time between two steps": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.3", "--out", "{tmp}/d.png"], "--denoise 0.3"),
@@ -278,6 +279,16 @@ def test_every_objective_trains_with_its_recipe_and_its_flags_can_be_given(tmp_p
         args = torch.load(tmp_path / name / "model.pt", weights_only=True)["args"]
         recipe = train_ddgan.RECIPES[name] | {"lr_d": 0.003, "objective": name}
         assert {flag: args[flag] for flag in recipe} == recipe
+
+
+@pytest.mark.parametrize(("flags", "r1"), [((), 0.1), (("--r1", "0.03"), 0.03), (("--objective", "wasserstein"), 0.0)])
+def test_one_step_has_its_own_r1_and_a_discriminator_that_compares_images(flags, r1, tmp_path, run):
+    assert run("train_ddgan.py", *TINY, "--T", "1", "--steps", "3", "--out", tmp_path, *flags)[0] == 0
+    assert run("train_ddgan.py", "--resume", "--out", tmp_path)[0] == 0
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["args"]["r1"] == r1
+    width = saved["training"]["parts"]["D"]["out.weight"].shape[1]
+    assert width == (2 * 8 + 1) * 7**2
 
 
 def test_the_gradient_penalty_is_added_at_every_4th_step_4_times_as_large(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unet import PRESETS, Critic, Discriminator, Generator, UNet, bf16_autocast, embed_time, preset
+from unet import PRESETS, Critic, Discriminator, Generator, UNet, bf16_autocast, embed_time, minibatch_stddev, preset
 
 SMALL = {"width": 16, "mult": (1, 2), "blocks": 1}
 
@@ -89,3 +89,20 @@ def test_autocast_is_bfloat16_only_if_asked_or_fast():
         assert layer(x).dtype == torch.bfloat16
     with bf16_autocast("cpu", False):
         assert layer(x).dtype == torch.float32
+
+
+def test_minibatch_stddev_is_that_of_each_four_and_0_for_copies():
+    h = torch.randn(8, 3, 5, 5)
+    h[4:] = h[4]
+    told = minibatch_stddev(h)
+    assert told.shape == (8, 1, 5, 5)
+    torch.testing.assert_close(told[:4], h[:4].std(0, unbiased=False).mean().expand(4, 1, 5, 5))
+    assert (told[4:] <= 1.1e-4).all()  # the root of the 1e-8 that keeps its gradient finite
+
+
+def test_a_discriminator_with_stddev_sees_that_images_are_alike_and_no_other_does():
+    x, t = torch.randn(4, 1, 28, 28), torch.ones(4, dtype=torch.int64)
+    for stddev in (True, False):
+        D = Discriminator(**SMALL, stddev=stddev)
+        among_others, among_copies = D(x, x, t)[0], D(x[:1].expand(4, -1, -1, -1), x[:1].expand(4, -1, -1, -1), t)[0]
+        assert (abs(among_others - among_copies) > 1e-2) == stddev
