@@ -321,3 +321,11 @@ def test_the_shipped_samples_show_no_lattice_of_folded_pixels(name, flags):
     samples = generate(load_model(HOME / f"weights/{name}.pt"), 300, **flags)
     # 1.5: 300 images leave a standard error of about 15 %; the lattice that pixel_shuffle left in G was a factor of 5
     assert (power(samples) < 1.5 * power(data.load("train", HOME / "data")[:6000])).all()
+
+
+def test_the_benchmark_measures_every_step_and_a_fid():
+    command = [sys.executable, "tests/benchmark.py", "--batch", "2", "--repeats", "1", "--images", "8", "--device", "cpu"]
+    out = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True).stdout
+    assert all(out.count(f"preset {name}") == 4 for name in ("cpu", "gpu"))
+    ours = next(line for line in out.splitlines() if line.startswith("ours ")).split()
+    assert float(ours[6]) > 0 and ours[-1] == "0.0e+00"  # its FID, and that it differs from itself by nothing
