@@ -296,6 +296,8 @@ def plot(path, rows):
 
 def print_table(rows):
     """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000."""
+    if not rows:
+        raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
     slowest = [float(row["seconds"]) for row in rows if row["method"] == "DDPM" and row["steps"] == "1000"]
     heads = ["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]
     lines = [heads]
@@ -383,6 +385,7 @@ def main(argv=None):
         print_table(rows)
     if args.plot:
         plot(args.plot, rows)
+        print(f"wrote {args.plot}")
 
 
 if __name__ == "__main__":

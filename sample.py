@@ -114,7 +114,7 @@ def read_checkpoint(path, device="cpu"):
         raise BadInput(f"{path} is no checkpoint, or a damaged one: {way_out}") from error
     args = saved.get("args") if isinstance(saved, dict) else None
     if not isinstance(args, dict) or args.get("method") not in [*NETWORKS] or "weights" not in saved:
-        raise BadInput(f"{path} is a checkpoint of some other project: {way_out}")
+        raise BadInput(f"{path} holds no {', '.join(NETWORKS)} of this project: {way_out}")
     return saved
 
 
@@ -141,7 +141,7 @@ def denoise(model, x_0, s, draws, seed=0):
 
     Raises BadInput if s T is no step of the model.
     """
-    if s * model.T != round(s * model.T):
+    if abs(s * model.T - round(s * model.T)) > 1e-6 or round(s * model.T) < 1:  # 0.29 * 100 is 28.999999999999996
         raise BadInput(f"--denoise {s} is no step of this {model.method}: choose a multiple of 1/{model.T}")
     t = torch.full((len(x_0) * draws,), round(s * model.T), device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -237,14 +237,21 @@ def main():
         raise BadInput(f"--npy {args.npy} is also --out: choose another name for one of them")
     models = [load_model(path, args.device) for path in args.checkpoints]
     if args.denoise:
+        for name in ("npy", "sampler", "steps", "eta", "variance"):
+            if getattr(args, name) is not None:
+                raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --denoise, which draws no samples: leave it out")
         x_0 = load("test", args.data)[:args.n]
         columns = [("x_0", x_0[:, None])]
         for model in models:
-            draws = 1 if model.method == "DDPM" else 6
+            title, draws = "G(x_t, z, t) for six z", 6
+            if model.method == "DDPM":
+                title, draws = "mean", 1
+            elif not model.args["network"]["z_dim"]:
+                title, draws = "G(x_t, t)", 1
             x_t, predicted = denoise(model, x_0, args.denoise, draws, args.seed)
             if model is models[0]:
                 columns.append(("x_t", x_t[:, None]))
-            columns.append((f"{model.method}: {'mean' if draws == 1 else 'G(x_t, z, t) for six z'}", predicted))
+            columns.append((f"{model.method}: {title}", predicted))
         save_columns(columns, args.out)
         print(f"wrote {args.out}")
         return

@@ -215,6 +215,8 @@ class Run:
                     print(f"stopped at step {self.step}; continue with --resume --out {self.args.out}", file=sys.stderr)
                     sys.exit(128 + received[0])  # as a shell reports the signal
 
+        print(f"{self.args.out}/model.pt: {self.step} steps; draw by sample.py, score by fid.py", file=sys.stderr)
+
     def log(self, **values):
         """Add this step's values to the means that the next line of log.csv will hold.
 

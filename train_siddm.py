@@ -1,7 +1,7 @@
 """Train a SIDDM, paper 004: DDGAN's steps, but only the marginals of x_{t-1} are matched by a GAN.
 
     python train_siddm.py                     # sized for a GPU
-    python train_siddm.py --preset cpu        # an hour on one CPU core
+    python train_siddm.py --preset cpu        # an hour and a half on one CPU core
 
 The joint distribution of (x_{t-1}, x_t) is matched in the order q(x_{t-1}) q(x_t | x_{t-1}): a critic that does not see
 x_t compares the marginals, and the conditionals, Gaussian in the data, by the auxiliary forward diffusion (AFD),
@@ -30,7 +30,7 @@ def main():
     flag("--reg", type=number(float, 0), default=1.0, help="weight of D's regulariser (14), to predict x_0 from a real x_{t-1}")
     flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; paper 004 has the cosine")
     flag("--z-dim", type=number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
-    run = Run("SIDDM", parser, cpu={"steps": 4000, "batch": 32, "width": 40})
+    run = Run("SIDDM", parser, cpu={"steps": 6000, "batch": 32, "width": 40})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)

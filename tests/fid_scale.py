@@ -16,6 +16,7 @@ import fid
 
 
 def main():
+    data.Parser(description=__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
     images, labels = data.load("train", HOME / "data", labels=True)
     n, x = 10000, data.normalize(images[:10000])

@@ -19,7 +19,7 @@ import diffusion
 import losses
 import train_ddgan
 import train_ddpm
-from sample import denoise, generate, load_model
+from sample import Model, denoise, generate, load_model
 
 HOME = Path(__file__).parent.parent
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
@@ -235,6 +235,8 @@ BAD = {
     "a batch of no fours at T = 1": (["train_ddgan.py", *TINY, "--batch", "6", "--T", "1", "--out", "{tmp}/w"], "--batch 6"),
     "(6) with one step": (["train_ddpm.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
+    "samples with --denoise": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.5", "--npy", "{tmp}/x.npy"], "--npy"),
+    "a table of nothing": (["fid.py", "--csv", "{tmp}/none.csv", "--table"], "--csv"),
     "a time between two steps": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.3", "--out", "{tmp}/d.png"], "--denoise 0.3"),
     "unknown sampler": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "euler"], "euler"),
     "no samples": (["sample.py", "{runs}/DDPM/model.pt", "-n", "0"], "0"),
@@ -321,6 +323,16 @@ def test_the_shipped_samples_show_no_lattice_of_folded_pixels(name, flags):
     samples = generate(load_model(HOME / f"weights/{name}.pt"), 300, **flags)
     # 1.5: 300 images leave a standard error of about 15 %; the lattice that pixel_shuffle left in G was a factor of 5
     assert (power(samples) < 1.5 * power(data.load("train", HOME / "data")[:6000])).all()
+
+
+def test_every_step_of_a_model_is_a_time_for_denoise():
+    model = Model({"method": "DDGAN", "T": 100, "schedule": "vp", "network": {"z_dim": 0, "width": 8, "mult": (1,), "blocks": 1, "fold": 4}})
+    x_0 = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    for i in range(1, 101):
+        assert denoise(model, x_0, i / 100, draws=1)[1].shape == (1, 1, 1, 28, 28)
+    for s in (0.005, 1e-9):
+        with pytest.raises(data.BadInput, match="multiple of 1/100"):
+            denoise(model, x_0, s, draws=1)
 
 
 def test_the_benchmark_measures_every_step_and_a_fid():
