@@ -141,7 +141,7 @@ class Diffusion:
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
     def eps_from(self, predict, output, x_t, t):
-        """The noise that a network's output on x_t means if it is trained to predict "eps", "x_0" or "mean", the posterior's."""
+        """eps by a network that predicts "eps", "x_0" or "mean", the posterior's: output (B, ...) -> (B, ...); Ho et al. 2020, sec. 3.2."""
         if predict == "x_0":
             return self.eps_from_x_0(x_t, output, t)
         if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)

@@ -336,7 +336,7 @@ def score(args):
             row |= {"method": source.method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
-                row["sampler"] += f" {args.variance}" if args.variance else ""
+                row["sampler"] += " beta" if args.variance == "beta" else ""
             start = time.perf_counter()
             source = sample.generate(source, most, args.seed, args.batch, args.amp, progress=True, **flags[source])
             row["seconds"] = f"{1000 * (time.perf_counter() - start) / most:.1f}"

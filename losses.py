@@ -16,9 +16,9 @@ from diffusion import at
 # -- DDPM: sections 2.1 and 3.1 -------------------------------------------------------------------------------
 
 
-def simple_loss(eps, eps_theta):
+def simple_loss(target, output):
     """L_simple, Ho et al. 2020, eq. (14), divided by the dimension: the mean of (eps - eps_theta)^2 over everything."""
-    return F.mse_loss(eps_theta.float(), eps)
+    return F.mse_loss(output.float(), target)
 
 
 def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
@@ -192,7 +192,10 @@ def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
 
 
 def gradient_norm(D, x_prev, x_t, t):
-    """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights."""
+    """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights.
+
+    With Discriminator's stddev V depends on three neighbours, and this is the gradient of the four's sum.
+    """
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
     return gradient.flatten(1).norm(dim=1)  # (B, ...) -> (B,)

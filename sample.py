@@ -54,7 +54,7 @@ class Model:
 
     def eps_theta(self, x_t, t):
         """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
-        return self.diffusion.eps_from(self.args.get("predict", "eps"), self.network(x_t, t), x_t, t)
+        return self.diffusion.eps_from(self.args.get("predict", "eps"), self.network(x_t, t).float(), x_t, t)
 
     def sampler(self, sampler=None, steps=None, eta=None, variance=None):
         """The function x_T -> x_0 that the flags ask for, and its network evaluations per image.

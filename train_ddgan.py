@@ -42,8 +42,8 @@ RECIPES = {
     "pearson": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.1, "generator": "non-saturating"},
 }
 
-# What differs at T = 1, where D has clean images to learn by heart: a heavier R1, most so where V counts double (its
-# best is half of js's, as for hellinger, or it passes through tanh), and no objective can do with a slower G
+# What differs at T = 1, where D has clean images to learn by heart: a heavier R1, heaviest where a unit of V means twice as
+# much as js's (Hellinger's best V is half of js's; tanh(V) = 2 sigmoid(2V) - 1), and js's rates wherever G was slower
 ONE_STEP = {
     "js": {"r1": 0.1},
     "hellinger": {"r1": 0.5},
@@ -59,7 +59,7 @@ def main():
     parser = training_parser(__doc__, T=4, out="runs/ddgan")
     flag = parser.add_argument
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; "
-         "it sets the defaults of the next five, which are shown here for js")
+         "it and T = 1 set the defaults of the next five, shown here for js and T = 4")
     flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does not saturate")
     flag("--lr-g", type=number(float, above=0), help="Adam's learning rate for G, falling to 0 as a cosine")
     flag("--lr-d", type=number(float, above=0), help="the same for D; one that falls behind G stays at chance")
@@ -75,7 +75,7 @@ def main():
         raise BadInput(f"--batch {args.batch} with --T 1: D compares images four by four, so give a multiple of 4")
 
     images = load("train", args.data).to(args.device)  # uint8 (N, 1, 28, 28)
-    # With one step nothing in x_t tells one image from another, and without stddev G makes one shape of all noise
+    # At T = 1 x_t says nothing of x_0, and without stddev G makes one shape of all noise
     D = Discriminator(**run.sizes, stddev=args.T == 1).to(args.device)
     betas = (0.5, 0.9)  # DDGAN, Table 6
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)

@@ -36,7 +36,8 @@ def main():
     parser.add_argument("--lr", type=number(float, above=0), default=1e-3,
                         help="Adam's learning rate, falling to 0 as a cosine")
     parser.add_argument("--predict", choices=PREDICTIONS, default="eps",
-                        help="what the network says of x_t: its noise, the clean image, or the posterior's mean")
+                        help="what the network says of x_t: its noise, the clean image, or the posterior's mean "
+                        "(this with --no-amp: bfloat16 has too few digits for it)")
     parser.add_argument("--loss", choices=["simple", "weighted"], default="simple",
                         help="the mean square error of that, or (6), which weights it as the bound does")
     parser.add_argument("--evaluate", metavar="MODEL", help="no training: bits per dimension of this model on --batch test images")
@@ -68,9 +69,9 @@ def train_step(network, optimizer, x_0, diffusion, args):
     x_t = diffusion.q_sample(x_0, t, eps)
     with bf16_autocast(x_0.device, args.amp):
         output = network(x_t, t).float()
-    if args.loss == "simple":
-        loss = simple_loss({"eps": eps, "x_0": x_0, "mean": diffusion.posterior(x_0, x_t, t)[0]}[args.predict], output)
-    else:  # (6) is infinite at t = 1, which takes the weight of t = 2, as Ho et al.'s code does
+    target = {"eps": eps, "x_0": x_0, "mean": diffusion.posterior(x_0, x_t, t)[0]}[args.predict]
+    loss = simple_loss(target, output)
+    if args.loss == "weighted":  # (6) is infinite at t = 1; ours: the weight of t = 2 there, where the bound has decoder_nll
         nats = weighted_loss(eps, diffusion.eps_from(args.predict, output, x_t, t), t.clamp(min=2), diffusion)  # (B,)
         loss = nats.mean() / x_0[0].numel()
     optimizer.zero_grad()
@@ -93,7 +94,7 @@ def evaluate(args):
         t, eps = torch.full((len(x_0),), step, device=args.device), torch.randn_like(x_0)
         x_t = diffusion.q_sample(x_0, t, eps)
         with bf16_autocast(args.device, args.amp):
-            prediction = model.eps_theta(x_t, t).float()
+            prediction = model.eps_theta(x_t, t)
         if step == 1:  # beta_tilde_1 is 0; what Ho et al. 2020, sec. 3.3, integrate needs a variance
             L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), diffusion.beta[1])] * 2
         else:

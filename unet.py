@@ -179,10 +179,13 @@ class Generator(UNet):
 
 
 def minibatch_stddev(h, group=4):
-    """How much each `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3."""
+    """How much `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3, and StyleGAN's 4.
+
+    Raises RuntimeError unless group divides B.
+    """
     variance = h.float().unflatten(0, (-1, group)).var(1, unbiased=False)  # (B, C, H, W) -> (B/4, 4, C, H, W) -> (B/4, C, H, W)
     stddev = torch.sqrt(variance + 1e-8).mean((1, 2, 3)).repeat_interleave(group)  # -> (B/4,) -> (B,)
-    return stddev.to(h.dtype).view(-1, 1, 1, 1).expand(-1, 1, *h.shape[2:])
+    return stddev.to(h.dtype).view(-1, 1, 1, 1).expand_as(h[:, :1])
 
 
 class Discriminator(nn.Module):

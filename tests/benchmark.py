@@ -9,7 +9,6 @@ Operations are counted by torch.utils.flop_counter: those of convolutions and ma
 import argparse
 import math
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -29,8 +28,9 @@ import data
 import fid
 import train_ddgan
 import train_ddpm
-from data import normalize, to_uint8
+from data import BadInput, Parser, normalize, number, one_line_errors, to_uint8
 from diffusion import Diffusion
+from sample import DEVICES, device
 from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, computes_in_bf16, preset
 
 
@@ -132,11 +132,11 @@ def random_inception(path):
 
 
 def fid_ours(folder, device):
-    """Each of these returns the features of the first images (8, 2048), moments as numpy, and a function of nothing to the FID."""
+    """The features (8, 2048) of the first images, and a function of nothing to the FID; so do the next two."""
     features = fid.load_features("inception", folder / "weights.pth", device)
     halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
     moments = [part for half in halves for part in fid.moments(fid.extract(features, half))]
-    return next(fid.extract(features, halves[0][:8])), moments, lambda: fid.frechet_distance(*moments)
+    return next(fid.extract(features, halves[0][:8])), lambda: fid.frechet_distance(*moments)
 
 
 def fid_pytorch_fid(folder, device):
@@ -147,7 +147,7 @@ def fid_pytorch_fid(folder, device):
     halves = [sorted((folder / half).iterdir()) for half in HALVES]
     moments = [part for half in halves for part in fid_score.calculate_activation_statistics(half, network, 100, device=device)]
     few = torch.from_numpy(fid_score.get_activations(halves[0][:8], network, 8, device=device))
-    return few, moments, lambda: fid_score.calculate_frechet_distance(*moments)
+    return few, lambda: fid_score.calculate_frechet_distance(*moments)
 
 
 def fid_torch_fidelity(folder, device):
@@ -161,7 +161,7 @@ def fid_torch_fidelity(folder, device):
         first = found["2048"][:8] if first is None else first
         moments.append(metric_fid.fid_features_to_statistics(found["2048"]))
     value = lambda: metric_fid.fid_statistics_to_metric(*moments, verbose=False)[metric_fid.KEY_METRIC_FID]
-    return first, moments, value
+    return first, value
 
 
 HALVES, FID_PACKAGES = ("one", "other"), {"ours": fid_ours, "pytorch_fid": fid_pytorch_fid, "torch_fidelity": fid_torch_fidelity}
@@ -171,19 +171,19 @@ def measure_fid(name, folder, device, threads):
     """In a process of its own: (first features, FID, seconds until the moments, seconds of the distance, peak memory in GiB)."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    first, _, distance = FID_PACKAGES[name](folder, device)
+    first, distance = FID_PACKAGES[name](folder, device)
     middle = time.perf_counter()
     try:
         value = distance()
     except ValueError:  # pytorch-fid's "imaginary component"
         value = math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    status = Path("/proc/self/status").read_text()  # Linux; not ru_maxrss, where a spawned process begins with its parent's peak
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB -> GiB
     return first.double().cpu(), value, middle - start, time.perf_counter() - middle, peak
 
 
-def compare_fid(args):
-    """FID between half of the test images and the other half made coarser, with the same random weights for all."""
-    images = data.load("test", args.data)[:args.images]
+def compare_fid(args, images):
+    """FID between half of the images and the other half made coarser, with the same random weights for all."""
     images[::2] = to_uint8(F.avg_pool2d(normalize(images[::2]), 2).repeat_interleave(2, 2).repeat_interleave(2, 3))
     print(f"{'FID of ' + str(len(images)) + ' images in halves':58s}   features   distance     GiB        FID  first features")
     with tempfile.TemporaryDirectory() as folder:
@@ -206,14 +206,18 @@ def compare_fid(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls, of which the median counts")
-    parser.add_argument("--images", type=int, default=10000, help="whose FID is computed: an hour on two cores; 0 for none")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=number(int, 1), default=128, help="images in a step")
+    parser.add_argument("--repeats", type=number(int, 1), default=5, help="timed calls, of which the median counts")
+    parser.add_argument("--images", type=number(int, 0, 10000), default=10000, help="test images whose FID is computed, an hour on two "
+                        "cores; 0 for none")
     parser.add_argument("--data", default="data", help="where Fashion-MNIST is")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=number(int, 1), default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--device", type=device, default=DEVICES[0], help="where to measure")
     args = parser.parse_args()
+    if 0 < args.images < 4:
+        raise BadInput(f"--images {args.images}: a covariance of each half takes 4 or more; 0 leaves the FID out")
+    images = data.load("test", args.data)[:args.images] if args.images else None
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
@@ -246,8 +250,9 @@ def main():
 
     if args.images:
         print()
-        compare_fid(args)
+        compare_fid(args, images)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

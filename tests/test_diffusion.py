@@ -118,8 +118,8 @@ def test_eps_from_finds_the_noise_whatever_the_network_predicts(T):
     said = {"eps": eps, "x_0": x_0, "mean": diffusion.posterior(x_0, x_t, t)[0]}
     assert said.keys() == set(PREDICTIONS)
     for predict, output in said.items():
-        # float32: at T = 1000 x_t and the mean differ by 1e-4, so that their difference is good to 3 digits
-        torch.testing.assert_close(diffusion.eps_from(predict, output, x_t, t), eps, rtol=0, atol=2e-3)
+        # float32: at T = 1000 x_t - sqrt(alpha_t) mean is 0.0063 eps at its smallest, so that 4e-7 in it is 7e-5 in eps
+        torch.testing.assert_close(diffusion.eps_from(predict, output, x_t, t), eps, rtol=0, atol=2e-4)
 
 
 # -- samplers on data ~ N(m, S) in two dimensions, where the perfect eps_theta is known -----------------------

@@ -71,6 +71,19 @@ def test_every_parameterisation_and_loss_of_the_ddpm_trains_and_samples(predict,
     assert (samples["beta"] != samples["beta_tilde"]).any()
 
 
+@pytest.mark.parametrize("predict", diffusion.PREDICTIONS)
+def test_a_perfect_network_samples_its_image_whatever_it_predicts(predict):
+    small = {"width": 8, "mult": (1,), "blocks": 1, "fold": 4}
+    model = Model({"method": "DDPM", "T": 6, "schedule": "vp", "predict": predict, "network": small})
+    x_0, process = torch.rand(2, 1, 28, 28) - 0.5, model.diffusion
+    perfect = {"eps": lambda x_t, t: process.eps_from_x_0(x_t, x_0, t), "x_0": lambda x_t, t: x_0,
+               "mean": lambda x_t, t: process.posterior(x_0, x_t, t)[0]}
+    model.network = perfect[predict]
+    for flags in ({"steps": 3}, {"steps": 3, "variance": "beta"}, {"sampler": "ddim", "steps": 3}):
+        sampler, _ = model.sampler(**flags)
+        torch.testing.assert_close(sampler(torch.randn_like(x_0)), x_0, rtol=0, atol=1e-5)
+
+
 def wait_for(path, process):
     deadline = time.time() + 120
     while not path.exists():

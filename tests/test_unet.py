@@ -105,4 +105,4 @@ def test_a_discriminator_with_stddev_sees_that_images_are_alike_and_no_other_doe
     for stddev in (True, False):
         D = Discriminator(**SMALL, stddev=stddev)
         among_others, among_copies = D(x, x, t)[0], D(x[:1].expand(4, -1, -1, -1), x[:1].expand(4, -1, -1, -1), t)[0]
-        assert (abs(among_others - among_copies) > 1e-2) == stddev
+        assert (abs(among_others - among_copies) > 1e-5) == stddev  # without, it is rounding
