@@ -62,9 +62,11 @@ def frechet_distance(mu, sigma, mu_, sigma_):
     literature calls FID is this value, a squared distance, although the print has FID^2 on the left.
     """
     # FID = ||mu - mu'||^2 + tr(Sigma + Sigma' - 2 (Sigma^1/2 Sigma' Sigma^1/2)^1/2)                             (28)
-    eigenvalues, Q = torch.linalg.eigh(sigma)
-    root = Q * eigenvalues.clamp(min=0).sqrt()  # Sigma^1/2 = root Q^T; rounding makes zero eigenvalues -1e-17
-    product = root.T @ sigma_ @ root  # has the eigenvalues of Sigma^1/2 Sigma' Sigma^1/2: it is Q^T times that times Q
+    root, failed = torch.linalg.cholesky_ex(sigma)  # any root will do, root root^T = Sigma: this one takes the least time
+    if failed:  # Sigma is singular, as of fewer images than features
+        eigenvalues, Q = torch.linalg.eigh(sigma)
+        root = Q * eigenvalues.clamp(min=0).sqrt()  # rounding makes zero eigenvalues -1e-17
+    product = root.T @ sigma_ @ root  # has the eigenvalues of Sigma^1/2 Sigma' Sigma^1/2: those of Sigma Sigma'
     trace_root = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
     return (((mu - mu_) ** 2).sum() + sigma.trace() + sigma_.trace() - 2 * trace_root).item()
 
@@ -334,7 +336,8 @@ def score(args):
         row |= {"name": path.absolute().parent.name if in_a_run else path.stem, "method": "images",
                 "features": features.label, "reference": reference}
         if isinstance(source, sample.Model):
-            row |= {"method": source.method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
+            method = " ".join(filter(None, [source.method, source.args.get("objective")]))
+            row |= {"method": method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
                 row["sampler"] += " beta" if args.variance == "beta" else ""
