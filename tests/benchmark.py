@@ -185,7 +185,7 @@ def measure_fid(name, folder, device, threads):
 def compare_fid(args, images):
     """FID between half of the images and the other half made coarser, with the same random weights for all."""
     images[::2] = to_uint8(F.avg_pool2d(normalize(images[::2]), 2).repeat_interleave(2, 2).repeat_interleave(2, 3))
-    print(f"{'FID of ' + str(len(images)) + ' images in halves':58s}   features   distance     GiB        FID  first features")
+    print(f"{'FID of ' + str(len(images)) + ' images in halves':58s}   features   distance     GiB            FID  first features")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         random_inception(folder / "weights.pth")
@@ -202,7 +202,7 @@ def compare_fid(args, images):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
                 first, value, features, distance, peak = alone.submit(measure_fid, name, folder, args.device, args.threads).result()
             ours = first if ours is None else ours
-            print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:10.6g}  off by {(first - ours).norm() / ours.norm():.1e}")
+            print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:14.9g}  off by {(first - ours).norm() / ours.norm():.1e}")
 
 
 def main():

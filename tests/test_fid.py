@@ -269,8 +269,8 @@ def folder(tmp_path):
     save(tmp_path / "images.npy", noise(40))
     save(tmp_path / "real.npy", noise(50))
     sizes = {"width": 8, "mult": (1, 2), "blocks": 1}
-    for method, T, more in (("DDPM", 30, {}), ("DDGAN", 1, {"z_dim": 4})):
-        args = {"method": method, "T": T, "schedule": "vp", "network": sizes | more}
+    for method, T, flags, more in (("DDPM", 30, {}, {}), ("DDGAN", 1, {"objective": "hellinger"}, {"z_dim": 4})):
+        args = {"method": method, "T": T, "schedule": "vp", **flags, "network": sizes | more}
         (tmp_path / method).mkdir()
         torch.save({"args": args, "weights": sample.Model(args).network.state_dict()}, tmp_path / method / "model.pt")
     return tmp_path
@@ -314,7 +314,7 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
     assert list(rows[0]) == fid.COLUMNS
     assert [[row[c] for c in ("name", "method", "T", "steps", "sampler", "seed")] for row in rows] == [
         ["images", "images", "", "", "", ""],
-        ["DDGAN", "DDGAN", "1", "1", "", "3"],
+        ["DDGAN", "DDGAN hellinger", "1", "1", "", "3"],
         ["DDPM", "DDPM", "30", "2", "ddim eta 0", "3"]]
     assert {(row["features"], row["reference"], row["samples"]) for row in rows} == {("fashion", "real", "20")}
     printed = capsys.readouterr().out
