@@ -56,8 +56,8 @@ class Diffusion:
             raise ValueError(f"schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
         s = torch.arange(T + 1, dtype=torch.float64) / T
         log_alpha = SCHEDULES[schedule](s).diff()
-        # As small as the whole of "vp" lets alpha_bar_T become. Nichol and Dhariwal clip beta at 0.999, which
-        # for T of a few steps would leave alpha_bar_T = 1e-3: x_T would still show x_0.
+        # The cosine's last alpha would be 0. 4e-5 is as small as "vp" lets alpha_bar_T become (4.3e-5). Nichol and
+        # Dhariwal clip beta at 0.999, which for T of a few steps would leave alpha_bar_T = 1e-3: x_T would still show x_0.
         self._build(log_alpha.clamp(min=math.log(4e-5)), torch.arange(T + 1), device)
 
     def _build(self, log_alpha, tau, device):

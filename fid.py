@@ -32,7 +32,7 @@ from data import BadInput
 
 CLASSIFIER = Path(__file__).with_name("weights") / "fashion_classifier.pt"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # its first digits, as in the file's name
+SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the weights' that give the features their name
 COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed",
            "fid", "spread", "precision", "recall", "seconds"]  # steps: network evaluations (NFE); seconds: for 1,000 images
 K, NEIGHBOURS = 3, 10_000  # Kynkaanniemi et al. 2019, sec. 2 and ours: images of each kind whose distances are taken
@@ -165,10 +165,10 @@ def load_features(name, inception_weights=None, device="cpu"):
             network = network[:-1]
         if not all(values.isfinite().all() for values in network.state_dict().values()):
             raise ValueError("they contain NaN or inf")
-        if name == "inception" and not key.startswith(INCEPTION_SHA256):
-            if not inception_weights:
+        if not key.startswith(SHA256[name]):
+            if name == "inception" and not inception_weights:
                 raise ValueError(f"SHA-256 {key[:8]}...: delete it")
-            name = f"inception-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs
+            name = f"{name}-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs, or the README's
     except Exception as error:  # every way a network can fail; and unpickling a damaged file can raise nearly anything
         reason = data.one_line(error)[:150]  # load_state_dict lists every weight, unpickling lectures on safety
         raise BadInput(f"no weights of the {name} features in {path} ({reason}): {ways_out}") from error
@@ -336,8 +336,7 @@ def score(args):
         row |= {"name": path.absolute().parent.name if in_a_run else path.stem, "method": "images",
                 "features": features.label, "reference": reference}
         if isinstance(source, sample.Model):
-            method = " ".join(filter(None, [source.method, source.args.get("objective")]))
-            row |= {"method": method, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
+            row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
                 row["sampler"] += " beta" if args.variance == "beta" else ""
@@ -381,7 +380,7 @@ def main(argv=None):
     if args.train_classifier:
         print(f"{CLASSIFIER}: test accuracy {train_classifier(args.data, args.seed):.2%}")
     for row in score(args) if args.sources else ():
-        rows.append(row)
+        rows = [*(read_csv(args.csv) if args.csv else rows), row]  # read again: another fid.py may have added to it
         if args.csv:
             with data.write_atomically(args.csv) as temporary, open(temporary, "w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])

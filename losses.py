@@ -25,7 +25,7 @@ def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
 
     p_theta has the posterior's variance, or beta_t with variance="beta". Defined for t >= 2; at t = 1 the posterior's
-    is 0, the bound has another term there (decoder_nll), and the result is infinite.
+    is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
     """
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); README, departures: its beta-bar_t lacks the factor beta_t
     beta, alpha, sigma_squared = diffusion.beta[t], diffusion.alpha[t], getattr(diffusion, variance)[t]

@@ -52,6 +52,15 @@ class Model:
         self.network = NETWORKS[self.method](**args["network"]).to(device)
         self.diffusion = Diffusion(self.T, args["schedule"], device)
 
+    @property
+    def label(self):
+        """How figures and tables name it: the method, a DDGAN's with its objective."""
+        return f"DDGAN {self.args.get('objective', 'js')}" if self.method == "DDGAN" else self.method
+
+    def autocast(self, amp=None):
+        """bfloat16 autocast as amp says; if None, where the hardware has it, but not for what was trained with --no-amp."""
+        return bf16_autocast(self.device, False if amp is None and self.args.get("amp") is False else amp)
+
     def eps_theta(self, x_t, t):
         """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
         return self.diffusion.eps_from(self.args.get("predict", "eps"), self.network(x_t, t).float(), x_t, t)
@@ -106,7 +115,8 @@ def read_checkpoint(path, device="cpu"):
     """The dict in a trainer's file. Raises BadInput, as load_model does."""
     way_out = "give the model.pt or checkpoint.pt that a trainer wrote"
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of a foreign pickle before it refuses it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
             saved = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}): {way_out}") from error
@@ -121,13 +131,13 @@ def read_checkpoint(path, device="cpu"):
 def generate(model, n, seed=0, batch=500, amp=None, progress=False, **sampler_flags):
     """Draw n images: uint8 (n, 1, 28, 28) on the CPU. Leaves the caller's random state as it was.
 
-    amp: bfloat16 autocast (None: where the hardware has it); sampler_flags as for Model.sampler.
+    amp as for Model.autocast, sampler_flags as for Model.sampler.
     """
     sample, _ = model.sampler(**sampler_flags)
     devices = [model.device] if model.device.type == "cuda" else []
     images = []
     bar = tqdm(total=n, unit="img", disable=not progress)
-    with bar, torch.random.fork_rng(devices), bf16_autocast(model.device, amp):
+    with bar, torch.random.fork_rng(devices), model.autocast(amp):
         torch.manual_seed(seed)
         for start in range(0, n, batch):
             x_T = torch.randn(min(batch, n - start), 1, 28, 28, device=model.device)
@@ -169,7 +179,8 @@ def add_sampler_flags(parser):
 def sampler_flags(args, models):
     """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
     flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
-    mixed = len({model.method for model in models}) > 1
+    methods = {model.method for model in models}
+    mixed = len(methods) > 1 and "DDPM" in methods
     return [{} if mixed and model.method != "DDPM" else flags for model in models]
 
 
@@ -263,11 +274,9 @@ def main():
         start = time.perf_counter()
         images = generate(model, args.n, args.seed, args.batch, args.amp, progress=True, **its)
         rate = args.n / (time.perf_counter() - start)
-        label = f"{model.method} T = {model.T}"
+        label = f"{model.label}, T = {model.T}"
         if model.method == "DDPM":
             label += f", {args.sampler or 'ancestral'} {nfe}"
-        elif "objective" in model.args:
-            label += f", {model.args['objective']}"
         print(f"{path}: {label}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
         rows.append((label, images))
     if args.npy:

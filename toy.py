@@ -258,7 +258,8 @@ def main():
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1), help="denoising steps T; 4 if not said, 1000 for ddpm, 1 for gan")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), default=0.005, help="weight gamma of the R1 penalty, for the same")
+    flag("--r1", type=number(float, 0), default=0.005, help="weight gamma of the R1 penalty, for the same; 0 if not said "
+         "for wasserstein, which has a penalty of its own")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")
@@ -267,6 +268,8 @@ def main():
     flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of everything random; of the first run of --table")
     flag("--table", action="store_true", help="print paper 004's Table 1 with three seeds instead")
     flag("--out", default="toy.png", help="the picture")
+    if parser.parse_args().objective == "wasserstein":
+        parser.set_defaults(r1=0.0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
     recipe = train_ddgan.RECIPES[args.objective]

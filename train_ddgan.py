@@ -28,7 +28,7 @@ GP, GP_EVERY = 10, 4  # Gulrajani et al. 2017, sec. 4; ours, for the penalty cos
 RECIPES = {
     # non-saturating, as eq. (9); the rates that served best among those tried with small batches
     "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "non-saturating"},
-    # (21) as printed: its critic's exponential holds V near 0 by itself, and G's gradient does not vanish there
+    # (21), with the printed V as -V: its critic's exponential holds V near 0 by itself, and G's gradient does not vanish there
     "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
     # (24) as printed, at half of js's rates: D keeps up better, and G drops fewer modes
     "reverse-kl": {"lr_g": 1e-4, "lr_d": 4e-4, "r1": 0.01, "drift": 0.0, "generator": "minimax"},
@@ -50,7 +50,7 @@ ONE_STEP = {
     "reverse-kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.5},  # the best of those tried, but none made garments
     "total-variation": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.5},
     "wasserstein": {"lr_g": 2e-4, "lr_d": 8e-4},
-    "kl": {"r1": 0.1},
+    "kl": {"r1": 0.1},  # this and the next as js's, untried
     "pearson": {"r1": 0.1},
 }
 

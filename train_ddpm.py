@@ -37,12 +37,15 @@ def main():
                         help="Adam's learning rate, falling to 0 as a cosine")
     parser.add_argument("--predict", choices=PREDICTIONS, default="eps",
                         help="what the network says of x_t: its noise, the clean image, or the posterior's mean "
-                        "(this with --no-amp: bfloat16 has too few digits for it)")
+                        "(which bfloat16 has too few digits for: no autocast if not said)")
     parser.add_argument("--loss", choices=["simple", "weighted"], default="simple",
                         help="the mean square error of that, or (6), which weights it as the bound does")
     parser.add_argument("--evaluate", metavar="MODEL", help="no training: bits per dimension of this model on --batch test images")
-    if parser.parse_args().evaluate:
-        return evaluate(parser.parse_args())
+    known = parser.parse_args()
+    if known.evaluate:
+        return evaluate(known)
+    if known.predict == "mean":
+        parser.set_defaults(amp=False)
     run = Run("DDPM", parser, cpu={"steps": 7000, "batch": 64})
     args, network, diffusion = run.args, run.model.network, run.model.diffusion
     if args.loss == "weighted" and args.T < 2:
@@ -93,7 +96,7 @@ def evaluate(args):
     for step in tqdm(range(1, T + 1), desc="t", leave=False, disable=None):
         t, eps = torch.full((len(x_0),), step, device=args.device), torch.randn_like(x_0)
         x_t = diffusion.q_sample(x_0, t, eps)
-        with bf16_autocast(args.device, args.amp):
+        with model.autocast(args.amp):
             prediction = model.eps_theta(x_t, t)
         if step == 1:  # beta_tilde_1 is 0; what Ho et al. 2020, sec. 3.3, integrate needs a variance
             L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), diffusion.beta[1])] * 2

@@ -19,7 +19,7 @@ from torch import nn
 # The paper names no sizes. fold = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
 PRESETS = {
     "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: like Ho et al.'s for CIFAR-10, half as wide
-    "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: README, "Speed"
+    "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: an hour on one core; GANs take 40
 }
 
 
@@ -52,7 +52,7 @@ def embed_time(t, dim):
 def mlp(c_in, c_out, layers):
     """Linear layers of width c_out with SiLU between them."""
     sizes = [c_in] + [c_out] * layers
-    return nn.Sequential(*[f for a, b in pairwise(sizes) for f in (nn.Linear(a, b), nn.SiLU())][:-1])
+    return nn.Sequential(*[f for a, b in pairwise(sizes) for f in (nn.Linear(a, b), nn.SiLU())][:-1])  # no SiLU at the end
 
 
 def norm(channels):
@@ -218,8 +218,8 @@ class Discriminator(nn.Module):
 class Critic(UNet):
     """SIDDM's discriminator, paper 004, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
 
-    A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; C_psi predicts the x_{t-1}
-    from which x_t was made, which is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).
+    A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; sqrt(alpha_t) C_psi
+    predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).
     """
 
     def __init__(self, channels=1, **sizes):

@@ -66,6 +66,9 @@ def report(name, function, images, args, peak):
     return rate, count
 
 
+GAN_WIDTH = {"cpu": 40}  # as train_ddgan.py --preset cpu has it
+
+
 def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
@@ -76,7 +79,8 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
 
 def ddgan_step(args, name):
     """One training step of train_ddgan.py without its penalty, T = 4."""
-    G, D, diffusion = Generator(**preset(name)).to(args.device), Discriminator(**preset(name)).to(args.device), Diffusion(4, device=args.device)
+    sizes = preset(name, GAN_WIDTH.get(name))
+    G, D, diffusion = Generator(**sizes).to(args.device), Discriminator(**sizes).to(args.device), Diffusion(4, device=args.device)
     optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
     x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
     flags = argparse.Namespace(objective="js", generator="non-saturating", r1=0, drift=0, z_dim=64, amp=None)
@@ -177,8 +181,8 @@ def measure_fid(name, folder, device, threads):
         value = distance()
     except ValueError:  # pytorch-fid's "imaginary component"
         value = math.nan
-    status = Path("/proc/self/status").read_text()  # Linux; not ru_maxrss, where a spawned process begins with its parent's peak
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB -> GiB
+    status = Path("/proc/self/status")  # not ru_maxrss, where a spawned process begins with its parent's peak
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20 if status.exists() else math.nan  # KiB -> GiB; Linux has it
     return first.double().cpu(), value, middle - start, time.perf_counter() - middle, peak
 
 
@@ -235,6 +239,8 @@ def main():
         network = UNet(**preset(name)).to(args.device)
         line = report(f"DDPM, preset {name}", ddpm_step(network, args, None), args.batch, args, peak)
         report(f"DDGAN, preset {name}, T = 4, G and D", ddgan_step(args, name), args.batch, args, peak)
+        if bf16:  # the libraries below run in float32
+            line = report(f"DDPM, preset {name}, float32", ddpm_step(network, args, False), args.batch, args, peak)
         ours = ours or line  # the CPU preset's
     for library, compare in (("diffusers", compare_with_diffusers), ("denoising_diffusion_pytorch", compare_with_denoising_diffusion_pytorch)):
         if find_spec(library):
@@ -244,7 +250,7 @@ def main():
 
     print(f"\n{'sampling':58s} GFLOP/im  images/s   GFLOP/s of product")
     for name in reversed(PRESETS):
-        denoiser, G = UNet(**preset(name)).to(args.device), Generator(**preset(name)).to(args.device)
+        denoiser, G = UNet(**preset(name)).to(args.device), Generator(**preset(name, GAN_WIDTH.get(name))).to(args.device)
         report(f"DDPM, preset {name}, DDIM 10 steps", sampling(lambda f, x: Diffusion(1000, device=args.device).strided(10).ddim(f, x), denoiser, args), args.batch, args, peak)
         report(f"DDGAN, preset {name}, T = 4", sampling(lambda f, x: Diffusion(4, device=args.device).ddgan(f, x, 64), G, args), args.batch, args, peak)
 

@@ -137,6 +137,14 @@ def test_other_inception_weights_are_not_called_inception(random_inception):
     assert next(fid.extract(features, noise(1))).shape == (1, 2048)
 
 
+def test_a_classifier_trained_anew_is_not_called_fashion(tmp_path, monkeypatch):
+    assert fid.load_features("fashion").label == "fashion"
+    monkeypatch.setattr(fid, "CLASSIFIER", tmp_path / "classifier.pt")
+    torch.save(fid.fashion_classifier().state_dict(), fid.CLASSIFIER)
+    features = fid.load_features("fashion")
+    assert features.label == f"fashion-{features.key[:8]}"
+
+
 def test_fashion_features_are_what_the_last_layer_sees():
     classifier, images = fid.fashion_classifier().eval(), noise(3)
     classifier.load_state_dict(torch.load(fid.CLASSIFIER))
