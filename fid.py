@@ -298,10 +298,10 @@ def plot(path, rows):
 
 
 def print_table(rows):
-    """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000."""
+    """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000 ancestral ones."""
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
-    slowest = [float(row["seconds"]) for row in rows if row["method"] == "DDPM" and row["steps"] == "1000"]
+    slowest = [float(row["seconds"]) for row in rows if (row["method"], row["steps"], row["sampler"]) == ("DDPM", "1000", "ancestral")]
     heads = ["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]
     lines = [heads]
     for row in sorted(rows, key=lambda row: int(row["steps"] or 0)):
