@@ -268,11 +268,11 @@ def main():
     flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of everything random; of the first run of --table")
     flag("--table", action="store_true", help="print paper 004's Table 1 with three seeds instead")
     flag("--out", default="toy.png", help="the picture")
-    if parser.parse_args().objective == "wasserstein":
+    recipe = train_ddgan.RECIPES[parser.parse_args().objective]
+    if not recipe["r1"]:
         parser.set_defaults(r1=0.0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
-    recipe = train_ddgan.RECIPES[args.objective]
     args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False,
                               predict="eps", loss="simple")
     if args.table:
