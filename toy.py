@@ -126,7 +126,7 @@ def train(method, T, args):
         optimizer_D = torch.optim.Adam(D.parameters(), lr=LR_D[method], betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
     ema = exponential_moving_average(network, decay=0.999)
-    for step in tqdm(range(args.steps), mininterval=1, leave=False, desc=f"{method}, T = {T}, seed {args.seed}"):
+    for step in tqdm(range(args.steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {args.seed}"):
         x_0 = draw(args.batch)
         if method == "ddpm":
             train_ddpm.train_step(network, optimizer, x_0, diffusion, args)
