@@ -276,6 +276,9 @@ def main():
     args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False,
                               predict="eps", loss="simple")
     if args.table:
+        for name in ("method", "T", "afd", "out"):
+            if getattr(args, name) != parser.get_default(name):
+                raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --table: leave it out")
         return table(args)
     if args.method == "gan" and args.T not in (None, 1):
         raise BadInput(f"--T {args.T} is not --method gan: leave it out, or choose --method ddgan")

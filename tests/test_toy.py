@@ -75,7 +75,7 @@ def test_every_method_runs_and_says_what_it_did(args, tmp_path):
     assert done.returncode == 0 and "of 25 modes" in done.stdout and (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("args", [("--method", "gan", "--T", "4"), ("--T", "0"), ("--out", "README.md/toy.png"), ("--r1", "-1")])
+@pytest.mark.parametrize("args", [("--method", "gan", "--T", "4"), ("--table", "--T", "4"), ("--T", "0"), ("--out", "README.md/toy.png"), ("--r1", "-1")])
 def test_bad_input_is_one_line_and_leaves_nothing(args, tmp_path):
     done = run(*args, "--steps", 1)
     assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
