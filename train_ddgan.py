@@ -55,7 +55,7 @@ def main():
          "it and T set the defaults of the next five, shown here for js and T = 4")
     flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does not saturate")
     flag("--lr-g", type=number(float, above=0), help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=number(float, above=0), help="the same for D; one that falls behind G stays at chance")
+    flag("--lr-d", type=number(float, above=0), help="Adam's for D, constant; a D that falls behind G stays at chance")
     flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--drift", type=number(float, 0), help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
     flag("--z-dim", type=number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
@@ -76,15 +76,15 @@ def main():
     betas = (0.5, 0.9)  # DDGAN, Table 6
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
-    scheduler_G, scheduler_D = CosineAnnealingLR(optimizer_G, args.steps), CosineAnnealingLR(optimizer_D, args.steps)
-    parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    parts |= {"scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
+    # Only G's rate falls. While G moves fast the kinds of garments go round in their shares, each D chasing the last G;
+    # with D's constant, D comes to lead, and they settle near the data's
+    scheduler = CosineAnnealingLR(optimizer_G, args.steps)
+    parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler": scheduler}
 
     for _ in run.steps(check=warn_if_at_chance, **parts):
         x_0 = normalize(images[torch.randint(len(images), (args.batch,), device=args.device)])
         run.log(**train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, run.step))
-        scheduler_G.step()
-        scheduler_D.step()
+        scheduler.step()
         run.ema.update_parameters(G)
 
 

@@ -369,3 +369,12 @@ def test_the_benchmark_measures_every_step_and_a_fid():
     assert all(out.count(f"preset {name}") == 4 for name in ("cpu", "gpu"))
     ours = next(line for line in out.splitlines() if line.startswith("ours ")).split()
     assert float(ours[6]) > 0 and ours[-1] == "0.0e+00"  # its FID, and that it differs from itself by nothing
+
+
+def test_shares_of_the_test_set_are_a_tenth_each_and_a_models_sum_to_one(runs, run):
+    status, out, _ = run("tests/shares.py", runs / "DDGAN/model.pt", runs / "DDPM/model.pt")
+    real, *made = ([float(cell) for cell in line.split()[:11]] for line in out.splitlines()[1:])
+    assert status == 0 and real == pytest.approx([10] * 10 + [0], abs=1.5)  # the classifier errs on 7 % of them
+    for *shares, off in made:
+        assert sum(shares) == pytest.approx(100, abs=0.6)  # ten roundings
+        assert off == pytest.approx(sum(max(a - b, 0) for a, b in zip(shares, real)), abs=0.6)
