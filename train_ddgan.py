@@ -77,7 +77,7 @@ def main():
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
     # Only G's rate falls. While G moves fast the kinds of garments go round in their shares, each D chasing the last G;
-    # with D's constant, D comes to lead, and they settle near the data's
+    # with D's constant, D comes to lead, and they end nearer to the data's
     scheduler = CosineAnnealingLR(optimizer_G, args.steps)
     parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler": scheduler}
 
