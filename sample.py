@@ -57,6 +57,11 @@ class Model:
         """How figures and tables name it: the method, a DDGAN's with its objective."""
         return f"DDGAN {self.args.get('objective', 'js')}" if self.method == "DDGAN" else self.method
 
+    @property
+    def quick(self):
+        """The flags of `sampler` for a quick look: DDIM with 50 steps for a DDPM, none for the others."""
+        return {"sampler": "ddim", "steps": min(50, self.T)} if self.method == "DDPM" else {}
+
     def autocast(self, amp=None):
         """bfloat16 autocast as amp says; if None, where the hardware has it, but not for what was trained with --no-amp."""
         return bf16_autocast(self.device, False if amp is None and self.args.get("amp") is False else amp)
@@ -268,7 +273,6 @@ def main():
         return
     flags = sampler_flags(args, models)
     evaluations = [model.sampler(**its)[1] for model, its in zip(models, flags)]  # wrong flags are told before any image
-
     rows = []
     for path, model, its, nfe in zip(args.checkpoints, models, flags, evaluations):
         start = time.perf_counter()

@@ -258,9 +258,8 @@ class Run:
         out, weights, cuda = self.args.out, self.ema.module.state_dict(), self.args.device.type == "cuda"
         averaged = copy.copy(self.model)
         averaged.network = self.ema.module
-        few = {"sampler": "ddim", "steps": min(50, self.args.T)} if self.model.method == "DDPM" else {}
         try:
-            grid = generate(averaged, 64, amp=self.args.amp, **few)
+            grid = generate(averaged, 64, amp=self.args.amp, **averaged.quick)
         except ValueError as error:  # to_uint8 takes no NaN
             self._diverged(str(error))
         with write_atomically(os.path.join(out, "model.pt")) as temporary:

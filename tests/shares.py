@@ -34,8 +34,7 @@ def main():
     print("".join(f"{kind:>9}" for kind in [*KINDS, "off"]))
     print_line(real, real, "test set")
     for path, model in models.items():
-        few = {"sampler": "ddim", "steps": min(50, model.T)} if model.method == "DDPM" else {}
-        print_line(shares(sample.generate(model, 2000, **few)), real, path)
+        print_line(shares(sample.generate(model, 2000, **model.quick)), real, path)
 
 
 def print_line(made, real, name):
