@@ -35,7 +35,7 @@ RECIPES = {
     # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500
     # at js's rates the kinds of garments lose their balance: nothing but drift keeps D's answer in proportion
     "total-variation": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "drift": 0.01, "generator": "minimax"},
-    # the gradient penalty of v2 (31) takes the place of R1; at eight times G's rate D keeps up, at four it does not
+    # the gradient penalty of v2 (31) takes the place of R1; at eight times G's rate D falls behind less than at four
     "wasserstein": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.0, "drift": 0.0, "generator": "minimax"},
     # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake
     "kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "non-saturating"},
