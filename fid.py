@@ -279,19 +279,20 @@ def plot(path, rows):
         raise BadInput(f"nothing to draw in {path}: no result has a T; score checkpoints, or give an earlier --csv")
     steps, scoring = [int(row["steps"]) for row in rows], ["features", "reference", "samples"]
     varying = [c for c in ["sampler", *scoring] if len({row[c] for row in rows}) > 1]  # for the legend to tell apart
+    strided = {(row["method"], row["T"]) for row in rows if row["T"] != row["steps"]}  # one model, several numbers of steps
     lines = {}
     for row, step in zip(rows, steps):
-        strided = [f"T = {row['T']}"] if row["T"] != row["steps"] else []
-        label = ", ".join([row["method"], *strided, *(row[c] for c in varying if row[c])])
+        its_T = [f"T = {row['T']}"] if (row["method"], row["T"]) in strided else []
+        label = ", ".join([row["method"], *its_T, *(row[c] for c in varying if row[c])])
         lines.setdefault(label, {}).setdefault(step, []).append(float(row["fid"]))
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for label, fids in sorted(lines.items()):
         x = sorted(fids)
         axes.plot(x, [np.mean(fids[step]) for step in x], "o-", label=label)  # several runs: their mean
     axes.set(xlabel="T" if all(row["T"] == row["steps"] for row in rows) else "denoising steps", ylabel="FID",
              ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
              title=", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying))
-    axes.legend()
+    figure.legend(loc="outside right upper")
     with data.write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     plt.close(figure)

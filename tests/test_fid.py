@@ -356,6 +356,21 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
     assert sorted(os.listdir()) == ["DDGAN", "DDPM", "data", "fid.csv", "fid.png", "images.npy", "real.npy"]
 
 
+def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path, monkeypatch):
+    row = dict.fromkeys(fid.COLUMNS, "") | {"features": "fashion", "reference": "train", "samples": "500"}
+    results = [("DDPM", 1000, 10, "ddim eta 0"), ("DDPM", 1000, 1000, "ddim eta 0"), ("DDPM", 1000, 1000, "ancestral"),
+               ("DDGAN js", 1, 1, ""), ("DDGAN js", 4, 4, "")]
+    rows = [row | {"method": method, "T": str(T), "steps": str(steps), "sampler": sampler, "fid": str(value)}
+            for value, (method, T, steps, sampler) in enumerate(results)]
+    monkeypatch.setattr(fid.plt, "close", lambda figure: None)
+    fid.plot(tmp_path / "fid.png", rows)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in fid.plt.gcf().axes[0].get_lines()}
+    monkeypatch.undo()
+    fid.plt.close()
+    assert drawn == {"DDPM, T = 1000, ddim eta 0": [[10, 0], [1000, 1]], "DDPM, T = 1000, ancestral": [[1000, 2]],
+                     "DDGAN js": [[1, 3], [4, 4]]}
+
+
 @pytest.mark.parametrize(("flags", "names"), [
     (["float.npy"], ["float.npy", "float32", "uint8 (N, 1, 28, 28)", "sample.py --npy"]),
     (["shape.npy"], ["shape.npy", "(40, 28, 28)", "uint8 (N, 1, 28, 28)"]),
