@@ -289,7 +289,7 @@ def plot(path, rows):
     for label, fids in sorted(lines.items()):
         x = sorted(fids)
         axes.plot(x, [np.mean(fids[step]) for step in x], "o-", label=label)  # several runs: their mean
-    axes.set(xlabel="T" if all(row["T"] == row["steps"] for row in rows) else "denoising steps", ylabel="FID",
+    axes.set(xlabel="denoising steps" if strided else "T", ylabel="FID",
              ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
              title=", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying))
     figure.legend(loc="outside right upper")
