@@ -83,6 +83,7 @@ def one_line_errors():
     """`with one_line_errors(): main()`: BadInput is one line on stderr and status 2, Ctrl-C is status 130; bugs show."""
     try:
         yield
+        sys.stdout.flush()  # here, not at exit, so that a reader that has left (`| head`) is met below
     except torch.OutOfMemoryError:
         print(f"{os.path.basename(sys.argv[0])}: error: the GPU's memory is full: try a smaller --batch", file=sys.stderr)
         sys.exit(2)
@@ -91,6 +92,9 @@ def one_line_errors():
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as a shell reports it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more at exit, and fails
+        sys.exit(141)  # 128 + SIGPIPE
 
 
 def check_writable(path):

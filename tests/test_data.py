@@ -296,6 +296,17 @@ def test_control_c_is_status_130_and_quiet():
     assert caught.value.code == 130
 
 
+def test_a_reader_of_the_output_that_has_left_is_status_141_and_quiet(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("import data\nwith data.one_line_errors():\n    print('a table')\n")
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does when it has its lines
+    done = subprocess.run([sys.executable, path], env={**os.environ, "PYTHONPATH": str(HERE)}, stdout=write,
+                          stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 # Writing files
 
 def test_a_file_appears_whole_with_its_folder_and_suffix(tmp_path):
