@@ -22,7 +22,7 @@ from train_ddpm import Run, training_parser
 from unet import Discriminator, bf16_autocast
 
 R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
-GP, GP_EVERY = 10, 4  # Gulrajani et al. 2017, sec. 4; ours, for the penalty costs as much as D's whole step
+GP = 10  # Gulrajani et al. 2017, sec. 4. At every step: added lazily, as R1 is, it leaves D behind G
 
 # What each objective trains with if the flags do not say otherwise. README, "Section 2.4", says what was tried.
 RECIPES = {
@@ -91,7 +91,7 @@ def main():
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns what Run.log takes.
 
-    args holds the flags objective, generator, r1, drift, z_dim and amp; step counts from 0 (the penalties are lazy).
+    args holds the flags objective, generator, r1, drift, z_dim and amp; step counts from 0 (R1 is lazy).
     """
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -109,8 +109,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
     penalty = args.drift * V.float().square().mean()  # Karras et al. 2018, appendix A.1
     if args.r1 and step % R1_EVERY == 0:
         penalty += args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
-    if objective is WASSERSTEIN and step % GP_EVERY == 0:
-        penalty += GP * GP_EVERY * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
+    if objective is WASSERSTEIN:
+        penalty += GP * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
     optimizer_D.zero_grad()
     (loss_D + penalty).backward()
     optimizer_D.step()
