@@ -80,10 +80,13 @@ def one_line(text):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """`with one_line_errors(): main()`: BadInput is one line on stderr and status 2, Ctrl-C is status 130; bugs show."""
+    """`with one_line_errors(): main()`: BadInput is one line on stderr and status 2, Ctrl-C is status 130; bugs show.
+
+    If the reader of stdout has left (`| head`), that is status 141, and quiet.
+    """
     try:
         yield
-        sys.stdout.flush()  # here, not at exit, so that a reader that has left (`| head`) is met below
+        sys.stdout.flush()  # here, for at exit nobody could catch the BrokenPipeError
     except torch.OutOfMemoryError:
         print(f"{os.path.basename(sys.argv[0])}: error: the GPU's memory is full: try a smaller --batch", file=sys.stderr)
         sys.exit(2)

@@ -24,8 +24,8 @@ def script(tmp_path, body, *flags, **options):
     path = tmp_path / "script.py"
     path.write_text(f"import data\n{body}\n")
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, path, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                          timeout=60, check=False, **options)
+    return subprocess.run([sys.executable, path, *flags], cwd=tmp_path, env=environment, text=True, timeout=60, check=False,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
 
 
 # The mapping to [-1, 1]
@@ -297,12 +297,9 @@ def test_control_c_is_status_130_and_quiet():
 
 
 def test_a_reader_of_the_output_that_has_left_is_status_141_and_quiet(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text("import data\nwith data.one_line_errors():\n    print('a table')\n")
     read, write = os.pipe()
     os.close(read)  # as `| head` does when it has its lines
-    done = subprocess.run([sys.executable, path], env={**os.environ, "PYTHONPATH": str(HERE)}, stdout=write,
-                          stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = script(tmp_path, "with data.one_line_errors():\n    print('a table')", stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 
