@@ -1,7 +1,7 @@
 """Objectives: L_simple and eq. (6) for DDPM; section 2.4's table of divergences for DDGAN, and what follows from a row.
 
-A critic's output V is unbounded, and larger V means *real*, for every objective. Outputs have shape (B,), losses
-are scalars, and everything is computed in float32 whatever the networks ran in.
+A critic's output V is unbounded, and larger V means *real*, for every objective. Outputs have shape (B,), and the
+losses of critic and generator are scalars, computed in float32 whatever the networks ran in.
 """
 
 import math

@@ -28,14 +28,14 @@ GP = 10  # Gulrajani et al. 2017, sec. 4. At every step: added lazily, as R1 is,
 RECIPES = {
     # non-saturating, as eq. (9); the rates and the R1 that served best among those tried with small batches
     "js": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.1, "drift": 0.0, "generator": "non-saturating"},
-    # (21), with the printed V as -V: its critic's exponential holds V near 0 by itself, and G's gradient does not vanish there
+    # (21), with the printed V as -V. G's gradient exp(V) vanishes where D is sure of a fake, which R1 prevents
     "hellinger": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.1, "drift": 0.0, "generator": "minimax"},
-    # (24) as printed; with R1 0.01 G drops modes
+    # (24), with the printed V as -V. G's gradient is 1 for every V; with R1 0.01 it drops modes
     "reverse-kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.1, "drift": 0.0, "generator": "minimax"},
-    # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500
-    # at js's rates the kinds of garments lose their balance: nothing but drift keeps D's answer in proportion
+    # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500.
+    # G at half of js's rate, so that D leads from the start: at js's the kinds of garments lost their balance
     "total-variation": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "drift": 0.01, "generator": "minimax"},
-    # the gradient penalty of v2 (31) takes the place of R1; at eight times G's rate D falls behind less than at four
+    # the gradient penalty of v2 (31) takes the place of R1; with a faster G D fell behind, with a slower one it leads too far
     "wasserstein": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.0, "drift": 0.0, "generator": "minimax"},
     # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake
     "kl": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.0, "generator": "non-saturating"},
@@ -43,8 +43,8 @@ RECIPES = {
     "pearson": {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.01, "drift": 0.1, "generator": "non-saturating"},
 }
 
-# What differs with one step and, for a G that minimises the bound, with two or three: x_1 shows little of x_0 (alpha_bar_1 is
-# 0.08 at T = 2, 0.32 at 3), so D would soon win on clean images. R1 slows it down, and js's rates let G keep up
+# What differs with one step and, for an objective whose G minimises the bound, with two or three: x_1 shows little of x_0
+# (alpha_bar_1 is 0.08 at T = 2, 0.32 at 3), so D would soon win on clean images. R1 slows it down, js's rates let G keep up
 FEW_STEPS = {"lr_g": 2e-4, "lr_d": 8e-4, "r1": 0.5}
 
 
@@ -63,7 +63,7 @@ def main():
     known = parser.parse_args()
     recipe = RECIPES[known.objective]
     if known.T == 1 or known.T <= 3 and recipe["generator"] == "minimax":
-        recipe = recipe | {flag: value for flag, value in FEW_STEPS.items() if recipe[flag]}  # Wasserstein has no R1
+        recipe = recipe | {name: value for name, value in FEW_STEPS.items() if recipe[name]}  # Wasserstein has no R1
     parser.set_defaults(**recipe)
     run = Run("DDGAN", parser, cpu={"steps": 8500, "batch": 32, "width": 40})
     args, G, diffusion = run.args, run.model.network, run.model.diffusion
@@ -106,7 +106,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, args, step):
         V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
     V_real, V_fake = V.float().chunk(2)  # (2B,) -> 2 x (B,)
     loss_D = discriminator_loss(V_real, V_fake, objective)
-    penalty = args.drift * V.float().square().mean()  # Karras et al. 2018, appendix A.1
+    penalty = args.drift * V.float().square().mean()  # as Karras et al. 2018, appendix A.1, but on fakes too
     if args.r1 and step % R1_EVERY == 0:
         penalty += args.r1 / 2 * R1_EVERY * r1_penalty(D, x_prev, x_t, t)
     if objective is WASSERSTEIN:

@@ -1,6 +1,6 @@
 """Draw the logs of several DDGAN runs into one figure: python tests/curves.py runs/NAME ... --out curves.png
 
-Left the critic's estimate of its divergence, eq. (18), which is -loss_D; right gap_1, the mean of V(real) - V(fake) at
+Left the critic's estimate of its divergence, eq. (18) or v2 (31), which is -loss_D; right gap_1, the mean of V(real) - V(fake) at
 t = 1, which near 0 means a critic at chance.
 """
 
@@ -36,7 +36,7 @@ def main():
         log = read(run)
         left.plot(log["step"], [-loss for loss in log["loss_D"]], label=Path(run).name)
         right.plot(log["step"], log["gap_1"])
-    left.set(title="-loss_D: D's estimate of the divergence, (18)", xlabel="step")
+    left.set(title="-loss_D: D's estimate of its divergence", xlabel="step")
     right.set(title="gap_1: V(real) - V(fake) at t = 1", xlabel="step")
     figure.legend(loc="outside right center", fontsize=8)
     with write_atomically(args.out) as temporary:

@@ -60,10 +60,10 @@ LEVELS = torch.arange(256).double() / 127.5 - 1
 def test_the_decoder_of_l_0_shares_1_among_the_256_levels_as_its_normal_does(mean, std):
     p = torch.exp(-decoder_nll(LEVELS[:, None], torch.tensor([mean]), torch.tensor(std) ** 2))
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
-    inner = torch.linspace(-127, 127, 255).long() + 127  # all but the two ends, which have the tails as well
+    inner = slice(1, 255)  # all but the two ends, which have the tails as well
     density = torch.exp(Normal(mean, std).log_prob(LEVELS)) * 2 / 255
     if std >= 0.05:  # wide against a level: the integral is the density's, by the rule of the midpoint, to width^2 / (24 std^2)
-        assert torch.allclose(p[inner][1:], density[inner][1:], rtol=0.02, atol=1e-6)
+        assert torch.allclose(p[inner], density[inner], rtol=0.02, atol=1e-6)
 
 
 def test_the_prior_term_l_t_is_the_kl_with_a_standard_normal():
