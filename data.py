@@ -1,140 +1,30 @@
-"""Fashion-MNIST as a uint8 tensor and its one mapping to and from [-1, 1], sec. 3; the manners that all scripts share.
+"""Data sets as uint8 tensors, sec. 3: Fashion-MNIST, other sets of torchvision, your own images; and the mapping to [-1, 1].
 
-    images = load("train")                # (60000, 1, 28, 28) uint8, verified, from disk or fetched
+    images = load()                       # Fashion-MNIST's training set, uint8 (60000, 1, 28, 28), from disk or fetched
+    images = load("my.npy")               # your own: an .npy file, uint8 (N, H, W) or (N, C, H, W), or a folder of images
     x_0 = normalize(images[:128])         # float32 in [-1, 1]
-
-Every script reads its flags with Parser and number, reports what a user got wrong as BadInput (one line, exit status 2),
-and writes its files with write_atomically.
 """
-import argparse
+
 import contextlib
 import gzip
-import hashlib
 import io
-import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four files
+from cli import BadInput, check_writable, one_line, write_atomically
 
-# (split, labels?) -> file, shape, SHA-256 of what follows the header; computed from Debian's 0.0~git20200523.55506a9-1
-FILES = {
-    ("train", False): ("train-images-idx3-ubyte", (60000, 28, 28),
-                       "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"),
-    ("train", True): ("train-labels-idx1-ubyte", (60000,),
-                      "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"),
-    ("test", False): ("t10k-images-idx3-ubyte", (10000, 28, 28),
-                      "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"),
-    ("test", True): ("t10k-labels-idx1-ubyte", (10000,),
-                     "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
-}
-
-
-class BadInput(ValueError):
-    """What a user got wrong: a message of one line that names the value and the way out."""
-
-
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser that shows the defaults, and answers a wrong flag with one line instead of the whole usage."""
-
-    def __init__(self, *args, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs):
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
-
-
-def number(kind, low=None, high=None, above=None, below=None):
-    """An argparse type: a finite int or float with low <= value <= high and above < value < below, where given."""
-    bounds = [f"{word} {bound}" for word, bound in
-              (("of at least", low), ("of at most", high), ("above", above), ("below", below)) if bound is not None]
-    wanted = " ".join(["an integer" if kind is int else "a number", " and ".join(bounds)]).strip()
-
-    def parse(text):
-        try:
-            value = kind(text)
-            good = (math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
-                    and (above is None or value > above) and (below is None or value < below))
-        except (ValueError, OverflowError):  # isfinite overflows on an int of 400 digits
-            good = False
-        if not good:
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
-
-    return parse
-
-
-def one_line(text):
-    """An error's text without its line breaks."""
-    return " ".join(str(text).split())
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """`with one_line_errors(): main()`: BadInput is one line on stderr and status 2, Ctrl-C is status 130; bugs show.
-
-    If the reader of stdout has left (`| head`), that is status 141, and quiet.
-    """
-    try:
-        yield
-        sys.stdout.flush()  # here, for at exit nobody could catch the BrokenPipeError
-    except torch.OutOfMemoryError:
-        print(f"{os.path.basename(sys.argv[0])}: error: the GPU's memory is full: try a smaller --batch", file=sys.stderr)
-        sys.exit(2)
-    except BadInput as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)  # 128 + SIGINT, as a shell reports it
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more at exit, and fails
-        sys.exit(141)  # 128 + SIGPIPE
-
-
-def check_writable(path):
-    """Raise BadInput if a file could not be written at path; leaves nothing behind. For before hours of work."""
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():  # a folder, or a device that os.replace would destroy
-            raise OSError(None, "it exists and is not a file")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another path") from error
-
-
-@contextlib.contextmanager
-def write_atomically(path):
-    """Yield a temporary path beside `path`, of the same suffix, that becomes `path` if the block succeeds.
-
-    Creates the folder. On any failure, Ctrl-C included, the temporary file goes and an older `path` stays. An OSError
-    of the block is taken for a failed write and raised as BadInput: do nothing but the writing in it. (np.save adds
-    .npy to a path of another suffix, and so writes beside the temporary one: give it an open file.)
-    """
-    path = Path(path)
-    check_writable(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save on a full disk
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot write {path}: {reason}; free some space or choose another path") from error
-    finally:
-        with contextlib.suppress(OSError):  # most often: it has been moved into place
-            temporary.unlink()
+DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}  # torchvision's names
+IDX_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them, as .gz
+SUFFIXES = [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"]
 
 
 def normalize(images):
@@ -153,69 +43,128 @@ def to_uint8(x):
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(split="train", root="data", labels=False):
-    """Fashion-MNIST: uint8 (N, 1, 28, 28), N = 60000 (train) or 10000 (test); with labels also int64 (N,) in 0..9.
+def load(data="fashion-mnist", split="train", root="data", labels=False):
+    """The images of a data set, an .npy file or a folder: uint8 (N, C, H, W); with labels also int64 (N,).
 
-    Looks in root/FashionMNIST/raw (torchvision's layout, .gz or not), then in Debian's folder; what is in neither is
-    fetched into the former. Raises BadInput for a wrong file (which is never skipped or replaced) and if none is found.
+    data: a key of DATA_SETS, read by torchvision from root and fetched into it if it is not there; else a path, whose
+    images have no splits and no labels. Raises BadInput for what is not there or cannot be read.
     """
-    if (split, False) not in FILES:
-        raise BadInput(f"split {split!r} is unknown; choose train or test")
-    images = read(split, False, root).unsqueeze(1)  # (N, 28, 28) -> (N, 1, 28, 28)
-    return (images, read(split, True, root).long()) if labels else images
+    if data in DATA_SETS:
+        images, targets = load_named(data, split, root)
+        return (images, targets) if labels else images
+    if labels:
+        raise BadInput(f"{data} has no labels: choose one of {', '.join(DATA_SETS)}")
+    if Path(data).is_dir():
+        return load_folder(data)
+    if not Path(data).exists():
+        raise BadInput(f"{data} is neither a data set ({', '.join(DATA_SETS)}) nor a file or folder that is there")
+    return load_npy(data)
 
 
-def read(split, labels, root):
-    """One of the four files as a uint8 tensor, its contents verified."""
-    name, shape, sha256 = FILES[split, labels]
-    path = find(name, root) or fetch(name, root)
+def load_npy(path):
+    """uint8 (N, H, W) or (N, C, H, W) from an .npy file as (N, C, H, W), or BadInput."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise wrong(path, f"cannot be read ({error})") from error
-    # IDX: two zero bytes, 8 for uint8, the number of axes, each axis as a big-endian int32, then the values
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
-    if content[:len(header)] != header:
-        raise wrong(path, f"is no IDX file of shape {shape}: it starts with {content[:len(header)].hex() or 'nothing'}")
-    if len(content) != len(header) + math.prod(shape):
-        raise wrong(path, f"has {len(content)} bytes instead of {len(header) + math.prod(shape)}")
-    values = np.frombuffer(content, np.uint8, offset=len(header))
-    if hashlib.sha256(values).hexdigest() != sha256:
-        raise wrong(path, "has other contents than Fashion-MNIST (SHA-256 differs)")
-    return torch.from_numpy(values.reshape(shape).copy())  # a copy, because torch wants memory that it may write to
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+    except Exception as error:  # not an .npy, an .npz, objects, cut short
+        raise BadInput(f"{path} is no .npy file of images, uint8 (N, H, W) or (N, C, H, W) ({one_line(error)[:150]}): "
+                       "write one by numpy.save, or give a folder of images") from error
+    images = torch.from_numpy(np.array(images))
+    return images.unsqueeze(1) if images.dim() == 3 else images  # (N, H, W) -> (N, 1, H, W)
 
 
-def wrong(path, what):
-    """The error for a file that is there but not as it must be."""
-    return BadInput(one_line(f"{path} {what}; replace it by a good copy, or move it away to have it fetched again"))
+def load_folder(path):
+    """All images in a folder and its subfolders, in the order of their names: uint8 (N, 1 or 3, H, W), or BadInput."""
+    from PIL import Image
+
+    files, arrays = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES), []
+    if not files:
+        raise BadInput(f"{path} is a folder without images ({' '.join(SUFFIXES)})")
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                if image.mode[0] in "IF":  # 16 or 32 bits, which PIL would cut off at 255
+                    raise ValueError(f"its pixels are of kind {image.mode}, not of 8 bits")
+                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise BadInput(f"{file} cannot be read ({one_line(error)[:150]}): repair it or move it away") from error
+        if arrays[-1].shape[:2] != arrays[0].shape[:2]:
+            (H, W), (H_0, W_0) = arrays[-1].shape[:2], arrays[0].shape[:2]
+            raise BadInput(f"{file} is {H} x {W}, but {files[0]} is {H_0} x {W_0}: make all of one size")
+    if any(array.ndim == 3 for array in arrays):  # colour: grey images get three equal channels
+        arrays = [np.dstack([array] * 3) if array.ndim == 2 else array for array in arrays]
+    images = torch.from_numpy(np.stack(arrays))
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
 
 
-def find(name, root):
-    """The path of a file on this machine, or None."""
-    raw = Path(root, "FashionMNIST", "raw")
-    return next((path for path in (raw / name, raw / f"{name}.gz", DEBIAN / f"{name}.gz") if os.path.lexists(path)), None)
+# -- torchvision's data sets, and where their files come from -------------------------------------------------
 
 
-def fetch(name, root):
-    """Fetch the data set into root/FashionMNIST/raw and return the path of one of its files, or raise BadInput."""
-    raw, failures = Path(root, "FashionMNIST", "raw"), []
-    check_writable(raw / name)
+def load_named(name, split, root):
+    """The images, uint8 (N, C, H, W), and labels, int64 (N,), of a key of DATA_SETS."""
+    from torchvision import datasets
+
+    if split not in ("train", "test"):
+        raise BadInput(f"split {split!r} is unknown; choose train or test")
+    data_set = getattr(datasets, DATA_SETS[name])
+    try:
+        try:
+            found = data_set(root, train=split == "train")
+        except RuntimeError as error:
+            if "not found" not in str(error):
+                raise
+            fetch(data_set, name, root)
+            found = data_set(root, train=split == "train")
+        images = torch.as_tensor(found.data)
+        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
+        normalize(images[:1])
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise BadInput(f"{name} in {root} cannot be read ({one_line(error)[:150] or type(error).__name__}): "
+                       f"delete {Path(root, DATA_SETS[name])}, to have it fetched again") from error
+    return images, torch.as_tensor(found.targets)
+
+
+def fetch(data_set, name, root):
+    """Put the files of a data set where torchvision looks for them, under root, or raise BadInput."""
+    raw, failures = Path(root, data_set.__name__, "raw"), []
+    if name != "cifar10":
+        for file in IDX_FILES:
+            for packed in [raw / f"{file}.gz", *([DEBIAN / f"{file}.gz"] if name == "fashion-mnist" else [])]:
+                if packed.exists() and not (raw / file).exists():
+                    unpack(packed, raw / file)
+        if all((raw / file).exists() for file in IDX_FILES):
+            return
+    check_writable(Path(root, "file"))
     Path(root).mkdir(parents=True, exist_ok=True)
-    print(f"Fashion-MNIST is not on this machine: fetching 30 MB into {raw}", file=sys.stderr)
-    for source in (from_torchvision, from_debian):
+    print(f"{name} is not on this machine: fetching it into {root}", file=sys.stderr)
+    for source in (from_torchvision, from_debian)[:2 if name == "fashion-mnist" else 1]:
         with tempfile.TemporaryDirectory(dir=root) as temporary:  # so that a download cut short leaves nothing
             try:
-                folder = source(Path(temporary).absolute())
-                raw.mkdir(parents=True, exist_ok=True)
-                for file, _, _ in FILES.values():
-                    if not find(file, root):
-                        os.replace(folder / f"{file}.gz", raw / f"{file}.gz")
-                return find(name, root)
+                folder = source(data_set, Path(temporary).absolute())
+                for file in [file for file in folder.rglob("*") if file.is_file()]:
+                    target = Path(root, file.relative_to(folder))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if not target.exists():
+                        os.replace(file, target)
+                return
             except Exception as error:  # noqa: BLE001 - a network fails in many ways, and the next source may work
-                failures.append(one_line(error))
-    raise BadInput(f"no Fashion-MNIST: {name}[.gz] is neither in {raw} nor in {DEBIAN}, and fetching it failed "
-                   f"({'; '.join(failures)}): install Debian's package dataset-fashion-mnist, or put the four files "
-                   f"into {raw}, or retry with a network")
+                failures.append(one_line(error)[:200])
+    debian = ", or install Debian's package dataset-fashion-mnist" if name == "fashion-mnist" else ""
+    raise BadInput(f"no {name}: it is not in {root}, and fetching it failed ({'; '.join(failures)}): retry with a network, "
+                   f"put the files where torchvision's {data_set.__name__} looks for them{debian}")
+
+
+def unpack(packed, path):
+    """Decompress a .gz file to path, or raise BadInput."""
+    try:
+        content = gzip.decompress(packed.read_bytes())
+    except Exception as error:  # truncated, not compressed, a folder
+        raise BadInput(f"{packed} cannot be read ({one_line(error)}): replace it by a good copy or delete it") from error
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -229,17 +178,15 @@ def network_timeout(seconds=20):
         socket.setdefaulttimeout(before)
 
 
-def from_torchvision(temporary):
-    """Let torchvision download the four files; returns their folder. Raises whatever torchvision does."""
-    import torchvision  # here, because its import takes a second that nobody else needs
-
+def from_torchvision(data_set, temporary):
+    """Let torchvision download the data set; returns its root. Raises whatever torchvision does."""
     with network_timeout(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        torchvision.datasets.FashionMNIST(temporary, download=True)
-    return temporary / "FashionMNIST" / "raw"
+        data_set(temporary, download=True)
+    return temporary
 
 
-def from_debian(temporary):
-    """Fetch Debian's package and unpack it, without installing it; returns the folder. Raises RuntimeError, OSError.
+def from_debian(data_set, temporary):
+    """Fetch Debian's package and unpack it, without installing it; returns torchvision's root. RuntimeError or OSError on failure.
 
     apt keeps its lists in the temporary folder: no root needed, and a machine whose lists are empty or old will do.
     """
@@ -256,4 +203,6 @@ def from_debian(temporary):
     if download.returncode:
         raise RuntimeError(f"apt-get download: {download.stderr}")
     subprocess.run(["dpkg-deb", "-x", next(temporary.glob("*.deb")), "unpacked"], **run, check=True)
-    return temporary / "unpacked" / DEBIAN.relative_to("/")
+    for file in IDX_FILES:
+        unpack(temporary / "unpacked" / DEBIAN.relative_to("/") / f"{file}.gz", temporary / "root" / data_set.__name__ / "raw" / file)
+    return temporary / "root"

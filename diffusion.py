@@ -6,32 +6,36 @@ Nothing here knows the shape of the data: images (B, C, H, W) and 2-D points (B,
 """
 
 import math
+from itertools import pairwise
 
 import torch
 
 
-def vp_log_alpha_bar(s):
-    """log alpha_bar(s) of the variance-preserving diffusion, s = t/T in [0, 1] (Song et al. 2021, eq. (33)).
+def vp_schedule(s):
+    """alpha_bar(s) of the variance-preserving diffusion, s = t/T in [0, 1] (Song et al. 2021, eq. (33)).
 
     One schedule for every T: at T = 1000 it is DDPM's linear beta = 1e-4..0.02, at T = 4 it is DDGAN's.
     """
     beta_min, beta_max = 0.1, 20.0  # Song et al. 2021, appendix C; DDGAN's reference code uses the same two
-    return -beta_min * s - (beta_max - beta_min) * s**2 / 2
+    return torch.exp(-beta_min * s - (beta_max - beta_min) * s**2 / 2)
 
 
-def cosine_log_alpha_bar(s):
-    """log alpha_bar(s) of the cosine schedule, s = t/T in [0, 1] (Nichol and Dhariwal 2021, eq. (17))."""
-    f = torch.cos((s + 0.008) / 1.008 * math.pi / 2).clamp(min=1e-8) ** 2  # cos is 0 at s = 1
-    return torch.log(f / f[0])
+def cosine_schedule(s):
+    """alpha_bar(s) of the cosine schedule, s = t/T in [0, 1] (Nichol and Dhariwal 2021, eq. (17)), mixed with 4e-5.
+
+    As printed it ends at alpha_bar_T = 0, and the last step would divide by alpha_T = 0: the network's error there, times
+    1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is what "vp" leaves of x_0, too.
+    """
+    f = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+    return 4e-5 + (1 - 4e-5) * f / f[0]
 
 
-def slow_cosine_log_alpha_bar(s):
+def slow_cosine_schedule(s):
     """The cosine schedule at s^1.5: ours, smaller first steps for data finer than their spread (toy.py)."""
-    return cosine_log_alpha_bar(s**1.5)
+    return cosine_schedule(s**1.5)
 
 
-PREDICTIONS = ("eps", "x_0", "mean")  # what a denoiser may say of x_t: Ho et al. 2020, sec. 3.2
-SCHEDULES = {"vp": vp_log_alpha_bar, "cosine": cosine_log_alpha_bar, "slow-cosine": slow_cosine_log_alpha_bar}
+SCHEDULES = {"vp": vp_schedule, "cosine": cosine_schedule, "slow-cosine": slow_cosine_schedule}
 
 
 def at(table, t, like):
@@ -54,33 +58,26 @@ class Diffusion:
             raise ValueError(f"T = {T}: the diffusion needs at least one step")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        s = torch.arange(T + 1, dtype=torch.float64) / T
-        log_alpha = SCHEDULES[schedule](s).diff()
-        # The cosine's last alpha would be 0. 4e-5 is as small as "vp" lets alpha_bar_T become (4.3e-5). Nichol and
-        # Dhariwal clip beta at 0.999, which for T of a few steps would leave alpha_bar_T = 1e-3: x_T would still show x_0.
-        self._build(log_alpha.clamp(min=math.log(4e-5)), torch.arange(T + 1), device)
+        s = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
+        self._build(SCHEDULES[schedule](s), torch.arange(T + 1), device)
 
-    def _build(self, log_alpha, tau, device):
-        """Fill the tables from log alpha_t, t = 1..T; tau[t] is the time that the networks are told, (T+1,)."""
-        zero, nan = torch.zeros(1, dtype=torch.float64), torch.full((1,), math.nan, dtype=torch.float64)
-        log_alpha_bar = torch.cat([zero, log_alpha.cumsum(0)])
-        beta = torch.cat([zero, -torch.expm1(log_alpha)])
-        one_minus_alpha_bar = 0 - torch.expm1(log_alpha_bar)  # not -expm1, which is -0.0 at t = 0
-        # beta_tilde_t = beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)    (the print of (6) drops beta_t)
-        beta_tilde = torch.cat([nan, beta[1:] * one_minus_alpha_bar[:-1] / one_minus_alpha_bar[1:]])
-        # E[x_{t-1} | x_t, x_0] = mean_x_0 x_0 + mean_x_t x_t    (paper 003, sec. 2.2)
-        sqrt_alpha, sqrt_alpha_bar = torch.exp(torch.cat([zero, log_alpha]) / 2), torch.exp(log_alpha_bar / 2)
-        mean_x_0 = torch.cat([nan, sqrt_alpha_bar[:-1] * beta[1:] / one_minus_alpha_bar[1:]])
-        mean_x_t = torch.cat([nan, sqrt_alpha[1:] * one_minus_alpha_bar[:-1] / one_minus_alpha_bar[1:]])
+    def _build(self, alpha_bar, tau, device):
+        """Fill the tables from alpha_bar, (T+1,) in float64; tau[t] is the time that the networks are told, (T+1,)."""
+        before, now = alpha_bar[:-1], alpha_bar[1:]  # alpha_bar_{t-1} and alpha_bar_t, t = 1..T
+        beta = 1 - now / before
+        alpha = 1 - beta
+        beta_tilde = (1 - before) / (1 - now) * beta  # the print of (6) drops beta_t
+        # E[x_{t-1} | x_t, x_0] = mean_x_0 x_0 + mean_x_t x_t    (Ho et al. 2020, eq. (7))
+        mean_x_0 = torch.sqrt(before) * beta / (1 - now)
+        mean_x_t = torch.sqrt(alpha) * (1 - before) / (1 - now)
 
-        def table(values):
-            return values.to(device, torch.float32)
+        def table(at_0, values):
+            return torch.cat([values.new_tensor([at_0]), values]).to(device, torch.float32)
 
-        self.T, self.device, self._log_alpha_bar = len(log_alpha), device, log_alpha_bar
-        self.tau = tau.to(device)
-        self.beta, self.alpha = table(beta), table(1 - beta)
-        self.alpha_bar, self.one_minus_alpha_bar = table(torch.exp(log_alpha_bar)), table(one_minus_alpha_bar)
-        self.beta_tilde, self.mean_x_0, self.mean_x_t = table(beta_tilde), table(mean_x_0), table(mean_x_t)
+        self.T, self.device, self._alpha_bar, self.tau = len(now), device, alpha_bar, tau.to(device)
+        self.beta, self.alpha = table(0, beta), table(1, alpha)
+        self.alpha_bar, self.one_minus_alpha_bar = table(1, now), table(0, 1 - now)
+        self.beta_tilde, self.mean_x_0, self.mean_x_t = (table(math.nan, values) for values in (beta_tilde, mean_x_0, mean_x_t))
 
     def strided(self, tau):
         """The same process seen only at a sub-sequence of its steps: what few-step samplers run on.
@@ -93,11 +90,11 @@ class Diffusion:
             if not 1 <= tau <= self.T:
                 raise ValueError(f"steps = {tau}: choose between 1 and T = {self.T}")
             tau = [(2 * i * self.T + tau) // (2 * tau) for i in range(1, tau + 1)]  # i T / S, rounded half up
-        tau = torch.tensor([0, *tau])
-        if (tau.diff() < 1).any() or tau[-1] != self.T:
-            raise ValueError(f"steps {tau[1:].tolist()}: give increasing times from 1 to T = {self.T}, T included")
+        tau = [0, *tau]
+        if any(b <= a for a, b in pairwise(tau)) or tau[-1] != self.T:
+            raise ValueError(f"steps {tau[1:]}: give increasing times from 1 to T = {self.T}, T included")
         sub = object.__new__(Diffusion)
-        sub._build(self._log_alpha_bar[tau].diff(), self.tau.cpu()[tau], self.device)
+        sub._build(self._alpha_bar[tau], self.tau[tau], self.device)
         return sub
 
     # -- forward ------------------------------------------------------------------------------------------
@@ -121,7 +118,7 @@ class Diffusion:
     # -- posterior ----------------------------------------------------------------------------------------
 
     def posterior(self, x_0, x_t, t):
-        """Mean (B, ...) and variance (B, 1, ...) of the normal q(x_{t-1} | x_t, x_0), paper 003, sec. 2.2."""
+        """Mean (B, ...) and variance (B, 1, ...) of the normal q(x_{t-1} | x_t, x_0), Ho et al. 2020, eqs. (6), (7)."""
         mean = at(self.mean_x_0, t, like=x_0) * x_0 + at(self.mean_x_t, t, like=x_t) * x_t
         return mean, at(self.beta_tilde, t, like=x_t)
 
@@ -140,32 +137,13 @@ class Diffusion:
         alpha_bar, variance = at(self.alpha_bar, t, like=x_t), at(self.one_minus_alpha_bar, t, like=x_t)
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
-    def eps_from(self, predict, output, x_t, t):
-        """eps by a network that predicts "eps", "x_0" or "mean", the posterior's: output (B, ...) -> (B, ...); Ho et al. 2020, sec. 3.2."""
-        if predict == "x_0":
-            return self.eps_from_x_0(x_t, output, t)
-        if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)
-            alpha, beta, variance = (at(table, t, like=x_t) for table in (self.alpha, self.beta, self.one_minus_alpha_bar))
-            return (x_t - torch.sqrt(alpha) * output) * torch.sqrt(variance) / beta
-        return output
-
     # -- reverse samplers ---------------------------------------------------------------------------------
     # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every
     # image DDPM does; leave it off for points.
 
-    def _steps(self, x_t):
-        """Yield (t, what the network is told of t), both int64 of shape (B,), for t = T..1."""
-        for step in range(self.T, 0, -1):
-            t = torch.full((len(x_t),), step, dtype=torch.int64, device=x_t.device)
-            yield t, self.tau[t]
-
-    def _predict_x_0(self, eps_theta, x_t, t, time, clip):
-        x_0 = self.x_0_from_eps(x_t, eps_theta(x_t, time), t)
-        return x_0.clamp(-1, 1) if clip else x_0
-
     @torch.no_grad()
     def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True):
-        """Algorithm 2 of DDPM (paper 003) with sigma_t^2 = beta_t or beta_tilde_t; strided(S) makes it shorter.
+        """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t or beta_tilde_t; strided(S) makes it shorter.
 
         eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for another variance.
         """
@@ -173,12 +151,14 @@ class Diffusion:
             raise ValueError(f"variance {variance!r}: choose beta or beta_tilde")
         sigma = torch.sqrt(getattr(self, variance))
         x_t = x_T
-        for t, time in self._steps(x_T):
+        for step in range(self.T, 0, -1):
+            t = torch.full((len(x_t),), step, device=x_t.device)
             # x_{t-1} = 1/sqrt(alpha_t) (x_t - (1 - alpha_t)/sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) + sigma_t z,
             # whose first term is the posterior's mean with eps_theta's x_0 put in; so written, x_0 can be clipped
-            mean, _ = self.posterior(self._predict_x_0(eps_theta, x_t, t, time, clip), x_t, t)
-            z = torch.randn_like(x_t) if t[0] > 1 else 0
-            x_t = mean + at(sigma, t, like=x_t) * z
+            x_0 = self.x_0_from_eps(x_t, eps_theta(x_t, self.tau[t]), t)
+            mean, _ = self.posterior(x_0.clamp(-1, 1) if clip else x_0, x_t, t)
+            z = torch.randn_like(x_t) if step > 1 else 0
+            x_t = mean + sigma[step] * z
         return x_t
 
     @torch.no_grad()
@@ -190,20 +170,24 @@ class Diffusion:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta = {eta}: choose between 0 (deterministic) and 1 (ancestral)")
         x_t = x_T
-        for t, time in self._steps(x_T):
-            x_0 = self._predict_x_0(eps_theta, x_t, t, time, clip)
+        for step in range(self.T, 0, -1):
+            t = torch.full((len(x_t),), step, device=x_t.device)
+            x_0 = self.x_0_from_eps(x_t, eps_theta(x_t, self.tau[t]), t)
+            x_0 = x_0.clamp(-1, 1) if clip else x_0
             eps = self.eps_from_x_0(x_t, x_0, t)
-            variance = eta**2 * at(self.beta_tilde, t, like=x_t)
-            towards_x_t = torch.sqrt((at(self.one_minus_alpha_bar, t - 1, like=x_t) - variance).clamp(min=0)) * eps
-            noise = torch.sqrt(variance) * torch.randn_like(x_t) if eta else 0
-            x_t = torch.sqrt(at(self.alpha_bar, t - 1, like=x_t)) * x_0 + towards_x_t + noise
+            # x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma_t^2) eps + sigma_t z
+            sigma_squared = eta**2 * self.beta_tilde[step]
+            towards_x_t = torch.sqrt((self.one_minus_alpha_bar[step - 1] - sigma_squared).clamp(min=0)) * eps
+            noise = torch.sqrt(sigma_squared) * torch.randn_like(x_t) if eta else 0
+            x_t = torch.sqrt(self.alpha_bar[step - 1]) * x_0 + towards_x_t + noise
         return x_t
 
     @torch.no_grad()
     def ddgan(self, G, x_T, z_dim):
         """The chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) with z ~ N(0, I) of (B, z_dim)."""
         x_t = x_T
-        for t, time in self._steps(x_T):
+        for step in range(self.T, 0, -1):
+            t = torch.full((len(x_t),), step, device=x_t.device)
             z = torch.randn(len(x_t), z_dim, device=x_t.device)
-            x_t = self.posterior_sample(G(x_t, z, time), x_t, t)
+            x_t = self.posterior_sample(G(x_t, z, self.tau[t]), x_t, t)
         return x_t

@@ -1,4 +1,4 @@
-"""Objectives: L_simple and eq. (6) for DDPM; section 2.4's table of divergences for DDGAN, and what follows from a row.
+"""Objectives: eqs. (8) and (9); section 2.4's table of divergences and what follows from a row; eq. (6) and the bound.
 
 A critic's output V is unbounded, and larger V means *real*, for every objective. Outputs have shape (B,), and the
 losses of critic and generator are scalars, computed in float32 whatever the networks ran in.
@@ -11,46 +11,28 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diffusion import at
 
-# -- DDPM: sections 2.1 and 3.1 -------------------------------------------------------------------------------
-
-
-def simple_loss(target, output):
-    """L_simple, Ho et al. 2020, eq. (14), divided by the dimension: the mean of (eps - eps_theta)^2 over everything."""
-    return F.mse_loss(output.float(), target)
+def critic_values(V):
+    """V in float32. Raises ValueError unless it is one number an image, (B,): (B, 1) would be averaged wrongly, unnoticed."""
+    if V.dim() != 1:
+        raise ValueError(f"a critic's output has shape {tuple(V.shape)}: it must be (B,), one number an image; squeeze it")
+    return V.float()
 
 
-def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
-    """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
-
-    p_theta has the posterior's variance, or beta_t with variance="beta". Defined for t >= 2; at t = 1 the posterior's
-    is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
-    """
-    # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); README, departures: its beta-bar_t lacks the factor beta_t
-    beta, alpha, sigma_squared = diffusion.beta[t], diffusion.alpha[t], getattr(diffusion, variance)[t]
-    weight = beta**2 / (2 * sigma_squared * alpha * diffusion.one_minus_alpha_bar[t])
-    ratio = diffusion.beta_tilde[t] / sigma_squared
-    of_variances = (ratio - 1 - torch.log(ratio)) / 2 * eps[0].numel()  # 0 for the posterior's own
-    return weight * (eps - eps_theta.float()).square().flatten(1).sum(1) + of_variances  # (B, ...) -> (B,)
+# -- DDGAN: section 2.3 -----------------------------------------------------------------------------------------
 
 
-def decoder_nll(x_0, mean, variance):
-    """L_0 = -log p_theta(x_0 | x_1) of images on 256 levels in [-1, 1], in nats: (B, ...) -> (B,). Ho et al. 2020, eq. (13).
-
-    A level has what N(mean, variance) holds within 1/255 of it, the lowest and the highest also what is beyond.
-    """
-    normal = torch.distributions.Normal(mean.double(), variance**0.5)
-    x_0 = x_0.double()
-    below = torch.where(x_0 < -0.999, 0, normal.cdf(x_0 - 1 / 255))
-    above = torch.where(x_0 > 0.999, 1, normal.cdf(x_0 + 1 / 255))
-    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # a tail of 7 sigma: float64 has no digits of more
+def gan_loss_D(V_real, V_fake):
+    """Eq. (8) with D = sigmoid(V), on outputs (B,): D minimises E_q[-log D] + E_p[-log(1 - D)]."""
+    V_real, V_fake = critic_values(V_real), critic_values(V_fake)
+    minus_log_D_real = -F.logsigmoid(V_real)
+    minus_log_1_minus_D_fake = -F.logsigmoid(-V_fake)  # 1 - sigmoid(V) = sigmoid(-V)
+    return minus_log_D_real.mean() + minus_log_1_minus_D_fake.mean()
 
 
-def prior_kl(x_0, diffusion):
-    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, which nothing can be trained on: (B, ...) -> (B,). Paper 003, sec. 2.2."""
-    alpha_bar, variance = diffusion.alpha_bar[-1], diffusion.one_minus_alpha_bar[-1]
-    return 0.5 * (alpha_bar * x_0**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
+def gan_loss_G(V_fake):
+    """Minus eq. (9) with D = sigmoid(V), on outputs (B,): G minimises E_p[-log D]."""
+    return -F.logsigmoid(critic_values(V_fake)).mean()
 
 
 # -- DDGAN: section 2.4, the table of divergences ---------------------------------------------------------------
@@ -60,7 +42,6 @@ def prior_kl(x_0, diffusion):
 class Objective:
     """What the critic maximises: E_q[g(V)] - E_p[f_star_g(V)], eqs. (16) and (18) with T = g(V)."""
 
-    name: str
     g: Callable  # the activation g_f, increasing, from the real line into dom f*
     f_star_g: Callable  # f*(g_f(V)), in a form that keeps its digits for every V
 
@@ -78,100 +59,81 @@ class FDivergence(Objective):
     domain: tuple
 
 
-JS = FDivergence(  # twice the Jensen-Shannon divergence; the GAN of section 2.3 up to a constant
-    "Jensen-Shannon",
-    f=lambda u: u * torch.log(u) - (u + 1) * torch.log((u + 1) / 2),
-    df=lambda u: torch.log(2 * u / (u + 1)),
-    f_star=lambda t: -torch.log(2 - torch.exp(t)),
-    domain=(-math.inf, math.log(2)),
-    g=lambda V: math.log(2) - F.softplus(-V),  # log(2 D) with D = sigmoid(V)
-    f_star_g=lambda V: F.softplus(V) - math.log(2),  # -log(2 (1 - D))
-)
-
-HELLINGER = FDivergence(  # 2 H^2: eq. (19) has a factor 1/2 that the f of eq. (20) has not
-    "squared Hellinger",
-    f=lambda u: (torch.sqrt(u) - 1) ** 2,
-    df=lambda u: 1 - 1 / torch.sqrt(u),
-    f_star=lambda t: t / (1 - t),
-    domain=(-math.inf, 1.0),
-    g=lambda V: -torch.expm1(-V),  # printed (20): 1 - exp(V), where large V means fake
-    f_star_g=torch.expm1,  # (1 - exp(-V)) / exp(-V) = exp(V) - 1
-)
-
-REVERSE_KL = FDivergence(
-    "reverse KL",
-    f=lambda u: -torch.log(u),
-    df=lambda u: -1 / u,
-    f_star=lambda t: -1 - torch.log(-t),
-    domain=(-math.inf, 0.0),
-    g=lambda V: -torch.exp(-V),  # printed (23): -exp(V), where large V means fake
-    f_star_g=lambda V: V - 1,  # -1 - log exp(-V)
-)
-
-TOTAL_VARIATION = FDivergence(  # eq. (26)
-    "total variation",
-    f=lambda u: torch.abs(u - 1) / 2,
-    df=lambda u: torch.sign(u - 1) / 2,
-    f_star=lambda t: t,
-    domain=(-0.5, 0.5),
-    g=lambda V: torch.tanh(V) / 2,
-    f_star_g=lambda V: torch.tanh(V) / 2,
-)
-
-KL = FDivergence(  # this and the next: Nowozin et al. 2016, Tables 1 and 6
-    "KL",
-    f=lambda u: u * torch.log(u),
-    df=lambda u: 1 + torch.log(u),
-    f_star=lambda t: torch.exp(t - 1),
-    domain=(-math.inf, math.inf),
-    g=lambda V: V,
-    f_star_g=lambda V: torch.exp(V - 1),
-)
-
-PEARSON = FDivergence(  # f on the whole line: on u >= 0 alone f* would be flat below t = -2, and G without gradient
-    "Pearson chi^2",
-    f=lambda u: (u - 1) ** 2,
-    df=lambda u: 2 * (u - 1),
-    f_star=lambda t: t**2 / 4 + t,
-    domain=(-math.inf, math.inf),
-    g=lambda V: V,
-    f_star_g=lambda V: V**2 / 4 + V,
-)
-
-# v2 eq. (31): no f-divergence, but the same game with T = V, for critics that gradient_penalty keeps 1-Lipschitz
-WASSERSTEIN = Objective("Wasserstein", g=lambda V: V, f_star_g=lambda V: V)
-
 OBJECTIVES = {
-    "js": JS,
-    "hellinger": HELLINGER,
-    "reverse-kl": REVERSE_KL,
-    "total-variation": TOTAL_VARIATION,
-    "wasserstein": WASSERSTEIN,
-    "kl": KL,
-    "pearson": PEARSON,
+    "js": FDivergence(  # twice the Jensen-Shannon divergence; the GAN of section 2.3 up to a constant
+        f=lambda u: u * torch.log(u) - (u + 1) * torch.log((u + 1) / 2),
+        df=lambda u: torch.log(2 * u / (u + 1)),
+        f_star=lambda t: -torch.log(2 - torch.exp(t)),
+        domain=(-math.inf, math.log(2)),
+        g=lambda V: math.log(2) - F.softplus(-V),  # log(2 D) with D = sigmoid(V)
+        f_star_g=lambda V: F.softplus(V) - math.log(2),  # -log(2 (1 - D))
+    ),
+    "hellinger": FDivergence(  # 2 H^2: eq. (19) has a factor 1/2 that the f of eq. (20) has not
+        f=lambda u: (torch.sqrt(u) - 1) ** 2,
+        df=lambda u: 1 - 1 / torch.sqrt(u),
+        f_star=lambda t: t / (1 - t),
+        domain=(-math.inf, 1.0),
+        g=lambda V: -torch.expm1(-V),  # printed (20): 1 - exp(V), where large V means fake
+        f_star_g=torch.expm1,  # (1 - exp(-V)) / exp(-V) = exp(V) - 1
+    ),
+    "reverse-kl": FDivergence(
+        f=lambda u: -torch.log(u),
+        df=lambda u: -1 / u,
+        f_star=lambda t: -1 - torch.log(-t),
+        domain=(-math.inf, 0.0),
+        g=lambda V: -torch.exp(-V),  # printed (23): -exp(V), where large V means fake
+        f_star_g=lambda V: V - 1,  # -1 - log exp(-V)
+    ),
+    "total-variation": FDivergence(  # eq. (26)
+        f=lambda u: torch.abs(u - 1) / 2,
+        df=lambda u: torch.sign(u - 1) / 2,
+        f_star=lambda t: t,
+        domain=(-0.5, 0.5),
+        g=lambda V: torch.tanh(V) / 2,
+        f_star_g=lambda V: torch.tanh(V) / 2,
+    ),
+    # v2 eq. (31): no f-divergence, but the same game with T = V, for critics that gradient_penalty keeps 1-Lipschitz
+    "wasserstein": Objective(g=lambda V: V, f_star_g=lambda V: V),
+    "kl": FDivergence(  # this and the next: Nowozin et al. 2016, Tables 1 and 6
+        f=lambda u: u * torch.log(u),
+        df=lambda u: 1 + torch.log(u),
+        f_star=lambda t: torch.exp(t - 1),
+        domain=(-math.inf, math.inf),
+        g=lambda V: V,
+        f_star_g=lambda V: torch.exp(V - 1),
+    ),
+    "pearson": FDivergence(  # f on the whole line: on u >= 0 alone f* would be flat below t = -2, and G without gradient
+        f=lambda u: (u - 1) ** 2,
+        df=lambda u: 2 * (u - 1),
+        f_star=lambda t: t**2 / 4 + t,
+        domain=(-math.inf, math.inf),
+        g=lambda V: V,
+        f_star_g=lambda V: V**2 / 4 + V,
+    ),
 }
+
 
 # -- DDGAN: what follows from a row ---------------------------------------------------------------------------
 
 
 def bound(V_real, V_fake, objective):
     """Eqs. (16), (18): E_q[T] - E_p[f*(T)] with T = g_f(V) on outputs (B,), (B,): a lower bound of D_f(q||p)."""
-    return objective.g(V_real.float()).mean() - objective.f_star_g(V_fake.float()).mean()
+    return objective.g(critic_values(V_real)).mean() - objective.f_star_g(critic_values(V_fake)).mean()
 
 
-def discriminator_loss(V_real, V_fake, objective=JS):
-    """Minus the bound, eqs. (21), (24), (27), v2 (31); for JS eq. (8), E_q[-log D] + E_p[-log(1 - D)], less 2 log 2."""
+def discriminator_loss(V_real, V_fake, objective):
+    """Minus the bound, eqs. (21), (24), (27), v2 (31); for js it is (8) less 2 log 2."""
     return -bound(V_real, V_fake, objective)
 
 
-def minimax_loss(V_fake, objective=JS):
+def minimax_loss(V_fake, objective):
     """G's part of the same bound, which it minimises: -E_p[f*(g_f(V))], the second terms of (21), (24), (27), v2 (31)."""
-    return -objective.f_star_g(V_fake.float()).mean()
+    return -objective.f_star_g(critic_values(V_fake)).mean()
 
 
-def non_saturating_loss(V_fake, objective=JS):
-    """G maximises E_p[g_f(V)] instead (Nowozin et al. 2016, sec. 3.2); for JS eq. (9), E_p[-log D], less log 2."""
-    return -objective.g(V_fake.float()).mean()
+def non_saturating_loss(V_fake, objective):
+    """G maximises E_p[g_f(V)] instead (Nowozin et al. 2016, sec. 3.2); for js it is (9) less log 2."""
+    return -objective.g(critic_values(V_fake)).mean()
 
 
 GENERATOR_LOSSES = {"minimax": minimax_loss, "non-saturating": non_saturating_loss}
@@ -201,15 +163,49 @@ def gradient_norm(D, x_prev, x_t, t):
     return gradient.flatten(1).norm(dim=1)  # (B, ...) -> (B,)
 
 
-# -- SIDDM: paper 004 -----------------------------------------------------------------------------------------
+# -- DDPM: section 2.1, eq. (6) and the other terms of the bound (5) ----------------------------------------
+
+
+def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
+    """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
+
+    p_theta has the posterior's variance, or beta_t with variance="beta". Defined for t >= 2; at t = 1 the posterior's
+    is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
+    """
+    # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); its beta-bar_t lacks the factor beta_t
+    beta, alpha, sigma_squared = diffusion.beta[t], diffusion.alpha[t], getattr(diffusion, variance)[t]
+    weight = beta**2 / (2 * sigma_squared * alpha * diffusion.one_minus_alpha_bar[t])
+    ratio = diffusion.beta_tilde[t] / sigma_squared
+    of_variances = (ratio - 1 - torch.log(ratio)) / 2 * eps[0].numel()  # 0 for the posterior's own
+    return weight * (eps - eps_theta.float()).square().flatten(1).sum(1) + of_variances  # (B, ...) -> (B,)
+
+
+def decoder_nll(x_0, mean, variance):
+    """L_0 = -log p_theta(x_0 | x_1) of images on 256 levels in [-1, 1], in nats: (B, ...) -> (B,). Ho et al. 2020, eq. (13).
+
+    A level has what N(mean, variance) holds within 1/255 of it, the lowest and the highest also what is beyond.
+    """
+    x_0, mean, sigma = x_0.double(), mean.double(), variance.double() ** 0.5
+    below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))  # ndtr: N(0, 1)'s distribution function
+    above = torch.where(x_0 > 0.999, 1, torch.special.ndtr((x_0 + 1 / 255 - mean) / sigma))
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # a tail of 7 sigma: float64 has no digits of more
+
+
+def prior_kl(x_0, diffusion):
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, which nothing can be trained on: (B, ...) -> (B,). Ho et al. 2020, eq. (5)."""
+    alpha_bar, variance = diffusion.alpha_bar[-1], diffusion.one_minus_alpha_bar[-1]
+    return 0.5 * (alpha_bar * x_0**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
+
+
+# -- SIDDM: Xu et al. 2023 -----------------------------------------------------------------------------------------
 
 
 def forward_nll(x_t, x_prev, t, diffusion):
-    """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension; both (B, ...). Paper 004, (8)-(13).
+    """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension; both (B, ...). Xu et al. 2023, (8)-(13).
 
     With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion q(x_t | x_{t-1}); with C_psi(x_{t-1}, t) in
     its place, minus the largest log-likelihood that C_psi reaches. Their difference is the AFD term: with the best C_psi
     E ||E[x_t | x_{t-1}] - sqrt(alpha_t) x_{t-1}||^2 / (2 beta_t) <= KL(p_theta(x_t | x_{t-1}) || q(x_t | x_{t-1})).
     """
-    alpha, beta = at(diffusion.alpha, t, like=x_t), at(diffusion.beta, t, like=x_t)
+    alpha, beta = (table[t].view(-1, *[1] * (x_t.dim() - 1)) for table in (diffusion.alpha, diffusion.beta))  # (B, 1, ..., 1)
     return ((x_t - torch.sqrt(alpha) * x_prev.float()).square() / (2 * beta)).mean()

@@ -1,21 +1,22 @@
-"""25 Gaussians: the whole idea in minutes, without a download. Paper 002's mode coverage; paper 004, sec. 5.1 and Table 1.
+"""25 Gaussians: the whole idea in minutes, without a download. Mode coverage, Xiao et al. 2022; Xu et al. 2023, sec. 5.1 and Table 1.
 
     python toy.py                                # DDGAN, T = 4
     python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
     python toy.py --method siddm --T 2
-    python toy.py --table                        # paper 004's Table 1: 39 runs
+    python toy.py --table                        # Xu et al. 2023, Table 1: 39 runs
 
 The networks are small MLPs; the steps of training and of sampling are those of the image scripts. Prints the modes
 covered, the share of high-quality samples and two distances to held-out data, and draws toy.png: the data, the samples,
 the way from x_T to x_0, and section 2.2's picture, all the x_0 from which one x_t may have come.
 """
 
-import argparse
+import cli  # before torch, so that Ctrl-C is quiet from here on
+
+# isort: split
 import math
 import statistics
 import time
 
-import matplotlib.pyplot as plt
 import torch
 from scipy.stats import wasserstein_distance
 from torch import nn
@@ -25,11 +26,11 @@ from tqdm import tqdm
 import train_ddgan
 import train_ddpm
 import train_siddm
-from data import BadInput, Parser, check_writable, number, one_line_errors, write_atomically
+from cli import BadInput, number
 from diffusion import Diffusion
 from fid import frechet_distance, moments
-from losses import OBJECTIVES
-from train_ddpm import exponential_moving_average
+from losses import GENERATOR_LOSSES, OBJECTIVES
+from run import exponential_moving_average
 
 MODES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2), in units of the grid
 STD = 0.05  # of a mode, in the same units
@@ -111,12 +112,12 @@ class Critic(MLP):
 # -- training and sampling ------------------------------------------------------------------------------------
 
 LR, BETAS = 2e-3, (0.5, 0.99)  # ours, as are the schedule and the next: README, "25 Gaussians"
-LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # paper 004, too, has lr_D at half of lr_G
+LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D at half of lr_G
 
 
-def train(method, T, args):
-    """Train one model; returns its network, averaged, and its Diffusion. args: what the method's train_step wants, and seed, steps, batch."""
-    torch.manual_seed(args.seed)
+def train(method, T, args, seed, afd):
+    """Train one model; returns its network, averaged, and its Diffusion. args: the flags objective, r1, reg, z_dim, steps, batch."""
+    torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
     network = EpsTheta(T) if method == "ddpm" else Generator(T, args.z_dim)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, betas=BETAS, fused=True)
@@ -125,15 +126,19 @@ def train(method, T, args):
         D = Critic(T) if method == "siddm" else Discriminator(T)
         optimizer_D = torch.optim.Adam(D.parameters(), lr=LR_D[method], betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
+    recipe = train_ddgan.recipe(args.objective, 4)
+    objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[recipe["generator"]]
     ema = exponential_moving_average(network, decay=0.999)
-    for step in tqdm(range(args.steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {args.seed}"):
+    for step in tqdm(range(args.steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):
         x_0 = draw(args.batch)
         if method == "ddpm":
-            train_ddpm.train_step(network, optimizer, x_0, diffusion, args)
+            train_ddpm.train_step(network, optimizer, x_0, diffusion)
         elif method == "siddm":
-            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args)
+            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, afd, args.reg)
         else:
-            train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args, step)
+            r1 = args.r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
+            train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, objective, generator_loss,
+                                   r1, recipe["gp"], recipe["drift"])
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -189,7 +194,7 @@ def true_posterior(x_t, t, diffusion, n):
 @torch.no_grad()
 def save_figure(network, diffusion, path, z_dim, title, out):
     """Data, samples, some ways from x_T to x_0, and section 2.2: what may an x_t have been, and what says the network?"""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+    figure, axes = cli.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
     axes[0].scatter(*draw(SAMPLES).T, **points)
     axes[0].set_title("data")
@@ -218,11 +223,10 @@ def save_figure(network, diffusion, path, z_dim, title, out):
         axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect="equal")
     for axis in axes[2:]:
         axis.legend(fontsize=6, loc="lower left")
-    with write_atomically(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    cli.save_figure(figure, out, dpi=110)
 
 
-# -- paper 004, Table 1 ---------------------------------------------------------------------------------------
+# -- Xu et al. 2023, Table 1 ---------------------------------------------------------------------------------------
 
 TABLE = {  # method, lambda_AFD, the published values: {T: distance}
     "GAN": ("gan", 1.0, {1: 12.04}),
@@ -239,8 +243,7 @@ def table(args, seeds=3):
         for T, value in published.items():
             results = []
             for seed in range(args.seed, args.seed + seeds):
-                run = argparse.Namespace(**vars(args) | {"seed": seed, "afd": afd})
-                network, diffusion = train(method, T, run)
+                network, diffusion = train(method, T, args, seed, afd)
                 results.append(score(sample(network, diffusion, SAMPLES, args.z_dim)[-1], draw(SAMPLES)))
             columns = {key: [result[key] for result in results] for key in results[0]}
             frechet, quality = columns["frechet"], columns["quality"]
@@ -249,29 +252,25 @@ def table(args, seeds=3):
                   f"({100 * min(quality):.0f}-{100 * max(quality):.0f})", flush=True)
 
 
-def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
-    flag("--T", type=number(int, 1), help="denoising steps T; 4 if not said, 1000 for ddpm, 1 for gan")
+    flag("--T", type=number(int, 1), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), default=0.005, help="weight gamma of the R1 penalty, for the same; 0 if not said "
-         "for wasserstein, which has a penalty of its own")
+    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005, but 0 for wasserstein, "
+         "which has a penalty of its own)")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")
     flag("--steps", type=number(int, 1), default=6000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=256, help="points in a step")
-    flag("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of everything random; of the first run of --table")
-    flag("--table", action="store_true", help="print paper 004's Table 1 with three seeds instead")
+    flag("--seed", type=cli.SEED, default=0, help="of everything random; of the first run of --table")
+    flag("--table", action="store_true", help="print Table 1 of Xu et al. 2023 with three seeds instead")
     flag("--out", default="toy.png", help="the picture")
-    recipe = train_ddgan.RECIPES[parser.parse_args().objective]
-    if not recipe["r1"]:
-        parser.set_defaults(r1=0.0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
-    args = argparse.Namespace(**vars(args), generator=recipe["generator"], drift=recipe["drift"], amp=False,
-                              predict="eps", loss="simple")
+    args = parser.parse_args(argv)
+    if args.r1 is None:
+        args.r1 = 0.005 if train_ddgan.recipe(args.objective, 4)["r1"] else 0.0
     if args.table:
         for name in ("method", "T", "afd", "out"):
             if getattr(args, name) != parser.get_default(name):
@@ -279,20 +278,20 @@ def main():
         return table(args)
     if args.method == "gan" and args.T not in (None, 1):
         raise BadInput(f"--T {args.T} is not --method gan: leave it out, or choose --method ddgan")
-    check_writable(args.out)
+    cli.check_writable(args.out)
     T = args.T or {"ddpm": 1000, "gan": 1}.get(args.method, 4)
     start = time.perf_counter()
-    network, diffusion = train(args.method, T, args)
+    network, diffusion = train(args.method, T, args, args.seed, args.afd)
     seconds = time.perf_counter() - start
     path = sample(network, diffusion, SAMPLES, args.z_dim)
     result = score(path[-1], draw(SAMPLES))
+    save_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
     print(f"{args.method}, T = {T}: {result['modes']} of 25 modes, {100 * result['quality']:.1f} % high-quality samples, Frechet "
           f"distance {result['frechet']:.4f}, sliced Wasserstein {result['sliced']:.4f} ({SAMPLES} samples, seed {args.seed}, "
           f"{args.steps} steps of {args.batch} in {seconds:.0f} s)")
-    save_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
+    cli.script(main)

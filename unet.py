@@ -28,20 +28,6 @@ def preset(name, width=None):
     return {**PRESETS[name], **({"width": width} if width else {})}
 
 
-def computes_in_bf16(device):
-    """Whether the hardware itself computes in bfloat16; a CPU that emulates it is far slower than in float32."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # none: this torch is too old to say
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
-
-
-def bf16_autocast(device, enabled=None):
-    """bfloat16 autocast on `device`, by default where computes_in_bf16."""
-    enabled = computes_in_bf16(device) if enabled is None else enabled
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
-
-
 def embed_time(t, dim):
     """Sinusoidal embedding of t (Vaswani et al. 2017, sec. 3.5): int64 (B,) -> float32 (B, dim), dim even."""
     frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
@@ -189,20 +175,20 @@ def minibatch_stddev(h, group=4):
 
 
 class Discriminator(nn.Module):
-    """V(x_{t-1}, x_t, t): two (B, channels, size, size) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
+    """V(x_{t-1}, x_t, t): two (B, channels, H, W) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
 
-    The U-Net's downward half and a linear output layer; the arguments are the U-Net's. With stddev, it is also told how
+    The U-Net's downward half and a linear output layer; the arguments are the U-Net's, and size = (H, W). With stddev, it is also told how
     much images differ from their neighbours in the batch, which must then be a multiple of 4.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=28, stddev=False):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=(28, 28), stddev=False):
         super().__init__()
         self.width, self.fold, self.stddev = width, fold, stddev
-        c, side = mult[-1] * width, size // fold // 2 ** (len(mult) - 1)
+        c, stride = mult[-1] * width, fold * 2 ** (len(mult) - 1)
         self.embed_t = mlp(width, 4 * width, layers=2)
         self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
         self.norm_out = norm(c)
-        self.out = nn.Linear((c + stddev) * side**2, 1)
+        self.out = nn.Linear((c + stddev) * (size[0] // stride) * (size[1] // stride), 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x_prev, x_t, t):
@@ -216,7 +202,7 @@ class Discriminator(nn.Module):
 
 
 class Critic(UNet):
-    """SIDDM's discriminator, paper 004, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
+    """SIDDM's discriminator, Xu et al. 2023, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
 
     A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; sqrt(alpha_t) C_psi
     predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from diffusion import PREDICTIONS, SCHEDULES, Diffusion
+from diffusion import SCHEDULES, Diffusion
+from model import PREDICTIONS, eps_from
 
 T_OF_INTEREST = [2, 4, 10, 1000]
 
@@ -95,6 +96,33 @@ def test_almost_nothing_of_x_0_is_left_at_T_for_every_T(schedule):
         assert (diffusion.beta[1:] > 0).all() and (diffusion.beta[1:] < 1).all()
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_tables_are_those_that_the_papers_print(schedule):
+    """alpha_t = 1 - beta_t, alpha_bar_t = prod alpha_i; beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t."""
+    diffusion = Diffusion(50, schedule)
+    alpha_bar = torch.cumprod(1 - diffusion.beta.double(), dim=0)
+    # float32: beta is known to 6e-8, fifty of which add up, relative to an alpha_bar that is small at the end
+    torch.testing.assert_close(diffusion.alpha_bar.double(), alpha_bar, rtol=2e-4, atol=1e-6)
+    beta_tilde = (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:]) * diffusion.beta[1:].double()
+    torch.testing.assert_close(diffusion.beta_tilde[1:].double(), beta_tilde, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("make", [lambda s: Diffusion(50, s), lambda s: Diffusion(1000, s).strided(50), lambda s: Diffusion(1000, s)],
+                         ids=["T = 50", "50 of 1000", "T = 1000"])
+def test_a_networks_error_does_not_begin_the_chain_too_wide(schedule, make):
+    """eps_theta off by 0.04 at every t, as a small network is: the first step must not blow it up by 1/sqrt(alpha_T)."""
+    diffusion, wrong, n = make(schedule), 0.04 * torch.randn(20_000, 2), 20_000
+    seen = []
+
+    def eps_theta(x_t, t):  # data: all at 0, so that x_t is sqrt(1 - alpha_bar_t) eps
+        seen.append(x_t)
+        return x_t / diffusion.one_minus_alpha_bar[diffusion.T - len(seen) + 1].sqrt() + wrong
+
+    diffusion.ancestral(eps_theta, torch.randn(n, 2), clip=False)
+    assert seen[1].std() < 1.1  # it was 6 to 7 where alpha_T was clamped to 4e-5
+
+
 def test_what_is_undefined_at_0_is_nan_and_the_rest_is_clean_data():
     diffusion = Diffusion(4)
     assert diffusion.alpha_bar[0] == 1 and diffusion.beta[0] == 0
@@ -119,7 +147,7 @@ def test_eps_from_finds_the_noise_whatever_the_network_predicts(T):
     assert said.keys() == set(PREDICTIONS)
     for predict, output in said.items():
         # float32: at T = 1000 x_t - sqrt(alpha_t) mean is 0.0063 eps at its smallest, so that 4e-7 in it is 7e-5 in eps
-        torch.testing.assert_close(diffusion.eps_from(predict, output, x_t, t), eps, rtol=0, atol=2e-4)
+        torch.testing.assert_close(eps_from(predict, output, x_t, t, diffusion), eps, rtol=0, atol=2e-4)
 
 
 # -- samplers on data ~ N(m, S) in two dimensions, where the perfect eps_theta is known -----------------------

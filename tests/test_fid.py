@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import HOME as HERE
+from conftest import needs_data
+from PIL import Image
+from torchvision.models import Inception3
 
+import cli
 import data
+import features
 import fid
-import sample
-
-HERE = Path(fid.__file__).parent
-needs_data = pytest.mark.skipif(any(data.find(name, HERE / "data") is None for name, _, _ in data.FILES.values()),
-                                reason="Fashion-MNIST is neither in ./data nor in Debian's folder")
+from model import Model
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +95,7 @@ def test_distance_is_pytorch_fids_and_takes_a_fifth_of_its_time_at_most():
     """2048 features of 5,000 real images each, from a random layer; where measured the ratio was 9."""
     theirs = pytest.importorskip("pytorch_fid.fid_score", reason="pytorch-fid is not installed")
     layer = torch.randn(28 * 28, 2048) / 28
-    train, test = data.load("train", HERE / "data")[:5000], data.load("test", HERE / "data")[:5000]
+    train, test = data.load("fashion-mnist", "train", HERE / "data")[:5000], data.load("fashion-mnist", "test", HERE / "data")[:5000]
     moments = [part for images in (train, test) for part in fid.moments(
         torch.relu(data.normalize(chunk).flatten(1) @ layer) for chunk in images.split(500))]
     start = time.perf_counter()
@@ -122,7 +124,7 @@ def test_streamed_moments_are_numpys_whatever_the_batch(batch):
 def random_inception(tmp_path_factory):
     """A weights file of the published one's layout, 95 MB, with random contents through which the images still show."""
     torch.manual_seed(1)
-    weights = fid.Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    weights = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
     for name, values in weights.items():
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(values)
@@ -141,7 +143,7 @@ def test_inception_features_are_those_of_pytorch_fid(random_inception, monkeypat
     port = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid is not installed")
     monkeypatch.setattr(port, "load_state_dict_from_url", lambda *_, **__: torch.load(random_inception))
     images = noise(2, channels, size)
-    ours, = fid.extract(fid.load_features("inception", random_inception), images)
+    ours, = features.extract(features.load_features("inception", random_inception), images)
     with torch.inference_mode():
         theirs = port.InceptionV3().eval()(images.expand(-1, 3, -1, -1) / 255)[0].flatten(1)
     assert ours.shape == (2, 2048)
@@ -150,37 +152,37 @@ def test_inception_features_are_those_of_pytorch_fid(random_inception, monkeypat
 
 
 def test_other_inception_weights_are_not_called_inception(random_inception):
-    features = fid.load_features("inception", random_inception)
-    assert features.label == f"inception-{features.key[:8]}"
-    assert next(fid.extract(features, noise(1))).shape == (1, 2048)
+    network = features.load_features("inception", random_inception)
+    assert network.label == f"inception-{network.key[:8]}"
+    assert next(features.extract(network, noise(1))).shape == (1, 2048)
 
 
 def test_a_classifier_trained_anew_is_not_called_fashion(tmp_path, monkeypatch):
-    assert fid.load_features("fashion").label == "fashion"
-    monkeypatch.setattr(fid, "CLASSIFIER", tmp_path / "classifier.pt")
-    torch.save(fid.fashion_classifier().state_dict(), fid.CLASSIFIER)
-    features = fid.load_features("fashion")
-    assert features.label == f"fashion-{features.key[:8]}"
+    assert features.load_features("fashion").label == "fashion"
+    monkeypatch.setattr(features, "CLASSIFIER", tmp_path / "classifier.pt")
+    torch.save(features.fashion_classifier().state_dict(), features.CLASSIFIER)
+    network = features.load_features("fashion")
+    assert network.label == f"fashion-{network.key[:8]}"
 
 
 def test_fashion_features_are_what_the_last_layer_sees():
-    classifier, images = fid.fashion_classifier().eval(), noise(3)
-    classifier.load_state_dict(torch.load(fid.CLASSIFIER))
-    features, = fid.extract(fid.load_features("fashion"), images)
-    assert features.shape == (3, 128)
+    classifier, images = features.fashion_classifier().eval(), noise(3)
+    classifier.load_state_dict(torch.load(features.CLASSIFIER))
+    found, = features.extract(features.load_features("fashion"), images)
+    assert found.shape == (3, 128)
     with torch.inference_mode():
-        torch.testing.assert_close(classifier[-1](features), classifier(data.normalize(images)))
-    assert fid.CLASSIFIER.stat().st_size < 1.5e6
+        torch.testing.assert_close(classifier[-1](found), classifier(data.normalize(images)))
+    assert features.CLASSIFIER.stat().st_size < 1.5e6
 
 
 @needs_data
 def test_fashion_features_notice_what_an_eye_does():
     """2,000 images each: other real ones are nearer than slightly noisy ones, these nearer than pure noise."""
-    train, test = data.load("train")[:2000], data.load("test")[:2000]
+    train, test = data.load("fashion-mnist", "train", HERE / "data")[:2000], data.load("fashion-mnist", "test", HERE / "data")[:2000]
     noisy = data.to_uint8(data.normalize(train) + 0.1 * torch.randn(train.shape))  # an eye sees 0.1 as a fine grain
-    features = fid.load_features("fashion")
-    reference = fid.moments(fid.extract(features, train))
-    real, noisy, pure = (fid.frechet_distance(*reference, *fid.moments(fid.extract(features, images)))
+    network = features.load_features("fashion")
+    reference = fid.moments(features.extract(network, train))
+    real, noisy, pure = (fid.frechet_distance(*reference, *fid.moments(features.extract(network, images)))
                          for images in (test, noisy, noise(2000)))
     assert 3 * real < noisy < pure / 3
 
@@ -188,9 +190,9 @@ def test_fashion_features_notice_what_an_eye_does():
 @needs_data
 def test_classifier_is_as_good_as_the_readme_says():
     """On 2,000 test images at least 92 %: what training prints for all 10,000, less three standard errors (1.6 %)."""
-    classifier = fid.fashion_classifier().eval()
-    classifier.load_state_dict(torch.load(fid.CLASSIFIER))
-    images, labels = data.load("test", labels=True)
+    classifier = features.fashion_classifier().eval()
+    classifier.load_state_dict(torch.load(features.CLASSIFIER))
+    images, labels = data.load("fashion-mnist", "test", HERE / "data", labels=True)
     with torch.inference_mode():
         predicted = torch.cat([classifier(data.normalize(chunk)).argmax(1) for chunk in images[:2000].split(100)])
     assert (predicted == labels[:2000]).double().mean() > 0.92
@@ -245,33 +247,33 @@ def damage(path, how):
         with np.load(path) as cache:
             kept = dict(cache)
         kept |= {"foreign": {"key": "another"}, "NaN": {"mu": np.full(128, np.nan)}, "shape": {"sigma": np.eye(3)},
-                 "few": {"some": np.zeros((3, 128), np.float32)}}[how]
+                 "few": {"neighbours": np.zeros((3, 128), np.float32)}}[how]
         np.savez(path, **kept)
 
 
 @pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape", "few"])
 def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
-    features, images = fid.load_features("fashion"), noise(20)
-    mu, sigma, some = fid.reference_statistics(features, images, "train", tmp_path)
+    network, images = features.load_features("fashion"), noise(20)
+    mu, sigma, neighbours = fid.reference_statistics(network, images, tmp_path)
     path, = tmp_path.iterdir()
     good = path.read_bytes()
     damage(path, how)
-    again = fid.reference_statistics(features, images, "train", tmp_path)
+    again = fid.reference_statistics(network, images, tmp_path)
     assert torch.equal(again[0], mu)
     assert torch.equal(again[1], sigma)
-    assert torch.equal(again[2], some)
+    assert torch.equal(again[2], neighbours)
     assert path.read_bytes()[:5000] == good[:5000]
     assert "rebuilding" in capsys.readouterr().err
 
 
 def test_cache_spares_the_network_and_knows_its_images_and_weights(tmp_path):
-    features, images = fid.load_features("fashion"), noise(20)
-    mu, *_ = fid.reference_statistics(features, images, "train", tmp_path)
-    without_network = features._replace(network=None)  # raises if it is asked for features
-    assert torch.equal(fid.reference_statistics(without_network, images, "train", tmp_path)[0], mu)
+    network, images = features.load_features("fashion"), noise(20)
+    mu, *_ = fid.reference_statistics(network, images, tmp_path)
+    without_network = network._replace(network=None)  # raises if it is asked for features
+    assert torch.equal(fid.reference_statistics(without_network, images, tmp_path)[0], mu)
     for others in ((without_network._replace(key="retrained"), images), (without_network, noise(20))):
         with pytest.raises(AttributeError):
-            fid.reference_statistics(*others, "train", tmp_path)
+            fid.reference_statistics(*others, tmp_path)
 
 
 # The command line.
@@ -285,8 +287,7 @@ def save(path, images):
 def run(monkeypatch, folder, *flags):
     """fid.py's command line in this process (starting torch takes seconds), in folder, on the small features."""
     monkeypatch.chdir(folder)
-    with data.one_line_errors():
-        fid.main(["--features", "fashion", "--device", "cpu", *map(str, flags)])
+    cli.script(lambda: fid.main(["--features", "fashion", "--device", "cpu", *map(str, flags)]))
 
 
 @pytest.fixture
@@ -296,21 +297,76 @@ def folder(tmp_path):
     save(tmp_path / "real.npy", noise(50))
     sizes = {"width": 8, "mult": (1, 2), "blocks": 1}
     for method, T, flags, more in (("DDPM", 30, {}, {}), ("DDGAN", 1, {"objective": "hellinger"}, {"z_dim": 4})):
-        args = {"method": method, "T": T, "schedule": "vp", **flags, "network": sizes | more}
+        args = {"method": method, "T": T, "schedule": "vp", "data": "fashion-mnist", "shape": (1, 28, 28), **flags, "network": sizes | more}
         (tmp_path / method).mkdir()
-        torch.save({"args": args, "weights": sample.Model(args).network.state_dict()}, tmp_path / method / "model.pt")
+        torch.save({"args": args, "weights": Model(args).network.state_dict()}, tmp_path / method / "model.pt")
     return tmp_path
 
 
 def test_several_counts_score_the_first_so_many_of_the_same_images(folder, monkeypatch, capsys):
-    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20, 40)
+    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20, 30)
     both = capsys.readouterr().out.splitlines()
-    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20)
-    assert both[0] == capsys.readouterr().out.strip() and "samples 40" in both[1]
+    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--samples", 20, 30, "--seed", 1)
+    other = capsys.readouterr().out.splitlines()
+    assert "samples 20" in both[0] and "samples 30" in both[1]
+    assert both[0].split(" (")[0] != other[0].split(" (")[0]  # 20 of the 40 at random
+
+
+def test_all_images_are_taken_and_fewer_are_drawn_at_random_with_the_seed(folder, monkeypatch, capsys):
+    """A sorted file: its first half is black. All of it, or a random half, is equally far from itself; its first half is not."""
+    sorted_images = torch.cat([noise(60) // 8, noise(60)])
+    save(folder / "sorted.npy", sorted_images)
+    save(folder / "half.npy", sorted_images[:60])
+    scores = []
+    for source, more in (("sorted.npy", ()), ("sorted.npy", ("--samples", 60)), ("sorted.npy", ("--samples", 60, "--seed", 1)), ("half.npy", ())):
+        run(monkeypatch, folder, source, "--reference", "sorted.npy", *more)
+        scores.append(float(capsys.readouterr().out.split("FID ")[1].split()[0]))
+    assert scores[0] == 0 and scores[1] != scores[2] and max(scores[1:3]) < scores[3] / 3
+
+
+def test_folders_and_arrays_of_any_layout_and_a_runs_folder_are_sources(folder, monkeypatch, capsys):
+    images = noise(40)
+    save(folder / "flat.npy", images[:, 0])
+    save(folder / "channels.npy", images)
+    (folder / "pictures").mkdir()
+    for i, image in enumerate(images[:, 0].numpy()):
+        Image.fromarray(image).save(folder / "pictures" / f"{i:03d}.png")
+    run(monkeypatch, folder, "flat.npy", "channels.npy", "pictures", "DDGAN", "--reference", "pictures", "--samples", 40)
+    lines = capsys.readouterr().out.splitlines()
+    assert all("FID 0.0000" in line and "-0.0000" not in line for line in lines[:3]) and lines[3].startswith("DDGAN/model.pt")
+
+
+def test_models_of_different_data_need_one_reference(folder, monkeypatch, capsys):
+    saved = torch.load(folder / "DDGAN/model.pt", weights_only=True)
+    saved["args"]["data"] = "real.npy"
+    torch.save(saved, folder / "mine.pt")
+    run(monkeypatch, folder, "mine.pt", "--samples", 20)  # the default reference is what it was trained on
+    assert "reference real train" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder, "mine.pt", "DDGAN/model.pt", "--samples", 20)
+    assert "fashion-mnist and real.npy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 15), "a,b,,,,,,40,,,,,,,"])
+def test_a_damaged_table_is_one_line(folder, monkeypatch, capsys, row):
+    (folder / "bad.csv").write_text(",".join(fid.COLUMNS) + "\n" + row + "\n")
+    for flag in (("--table",), ("--plot", "fid.png")):
+        with pytest.raises(SystemExit) as stopped:
+            run(monkeypatch, folder, "--csv", "bad.csv", *flag)
+        assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_name_that_no_encoding_holds_is_kept_in_the_table(folder, monkeypatch, capsys):
+    name = os.fsdecode(b"\xff\xfe \n$x$.npy")
+    save(folder / name, noise(40))
+    run(monkeypatch, folder, name, "--reference", "real.npy", "--csv", "fid.csv", "--table")
+    assert [row["name"] for row in fid.read_csv("fid.csv")] == [Path(name).stem]
 
 
 def test_speed_up_is_over_the_ddpm_of_1000_steps(capsys):
     row = dict.fromkeys(fid.COLUMNS, "1")
+    fid.print_table([row | {"seconds": "0.0"}, row | {"method": "DDPM", "steps": "1000", "seconds": "0.0", "sampler": "ancestral"}])
+    capsys.readouterr()
     ddpm = row | {"method": "DDPM", "steps": "1000", "seconds": "500", "sampler": "ancestral"}
     fid.print_table([row | {"method": "DDGAN", "steps": "4", "seconds": "2"}, ddpm, ddpm | {"sampler": "ddim eta 0", "seconds": "250"}])
     lines = capsys.readouterr().out.splitlines()
@@ -318,17 +374,17 @@ def test_speed_up_is_over_the_ddpm_of_1000_steps(capsys):
 
 
 def test_real_command_scores_an_npy_and_says_with_what(folder):
-    flags = ["images.npy", "--features", "fashion", "--reference", "real.npy", "--samples", "30"]
+    flags = ["images.npy", "--features", "fashion", "--reference", "real.npy"]
     done = subprocess.run([sys.executable, HERE / "fid.py", *flags], cwd=folder, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     line, = done.stdout.splitlines()
     value = float(line.split("FID ")[1].split()[0])
-    features = fid.load_features("fashion")
-    made, real = (fid.moments(fid.extract(features, fid.load_npy(folder / name, n)))
-                  for name, n in (("images.npy", 30), ("real.npy", 50)))
+    network = features.load_features("fashion")
+    made, real = (fid.moments(features.extract(network, data.load(str(folder / name))))
+                  for name in ("images.npy", "real.npy"))
     assert value == pytest.approx(fid.frechet_distance(*real, *made), rel=1e-4, abs=1e-3)
-    for said in ("features fashion", "reference real", "samples 30"):
+    for said in ("features fashion", "reference real", "samples 40"):
         assert said in line
 
 
@@ -340,7 +396,7 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == fid.COLUMNS
     assert [[row[c] for c in ("name", "method", "T", "steps", "sampler", "seed")] for row in rows] == [
-        ["images", "images", "", "", "", ""],
+        ["images", "images", "", "", "", "3"],  # 20 of the 40, by the seed
         ["DDGAN", "DDGAN hellinger", "1", "1", "", "3"],
         ["DDPM", "DDPM", "30", "2", "ddim eta 0", "3"]]
     assert {(row["features"], row["reference"], row["samples"]) for row in rows} == {("fashion", "real", "20")}
@@ -356,30 +412,31 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
     assert sorted(os.listdir()) == ["DDGAN", "DDPM", "data", "fid.csv", "fid.png", "images.npy", "real.npy"]
 
 
-def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path, monkeypatch):
+def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path):
     row = dict.fromkeys(fid.COLUMNS, "") | {"features": "fashion", "reference": "train", "samples": "500"}
     results = [("DDPM", 1000, 10, "ddim eta 0"), ("DDPM", 1000, 1000, "ddim eta 0"), ("DDPM", 1000, 1000, "ancestral"),
                ("DDGAN js", 1, 1, ""), ("DDGAN js", 4, 4, "")]
     rows = [row | {"method": method, "T": str(T), "steps": str(steps), "sampler": sampler, "fid": str(value)}
             for value, (method, T, steps, sampler) in enumerate(results)]
-    monkeypatch.setattr(fid.plt, "close", lambda figure: None)
-    fid.plot(tmp_path / "fid.png", rows)
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in fid.plt.gcf().axes[0].get_lines()}
-    monkeypatch.undo()
-    fid.plt.close()
+    figure = fid.plot(tmp_path / "fid.png", rows)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
     assert drawn == {"DDPM, T = 1000, ddim eta 0": [[10, 0], [1000, 1]], "DDPM, T = 1000, ancestral": [[1000, 2]],
                      "DDGAN js": [[1, 3], [4, 4]]}
 
 
 @pytest.mark.parametrize(("flags", "names"), [
-    (["float.npy"], ["float.npy", "float32", "uint8 (N, 1, 28, 28)", "sample.py --npy"]),
-    (["shape.npy"], ["shape.npy", "(40, 28, 28)", "uint8 (N, 1, 28, 28)"]),
-    (["text.npy"], ["text.npy", "sample.py --npy"]),
-    (["cut.npy"], ["cut.npy", "sample.py --npy"]),
-    (["missing.npy"], ["missing.npy", "No such file"]),
+    (["float.npy"], ["float.npy", "float32", "uint8 (N, H, W)"]),
+    (["shape.npy"], ["shape.npy", "(1, 32, 32)", "(1, 28, 28)"]),
+    (["text.npy"], ["text.npy", "uint8 (N, H, W)"]),
+    (["cut.npy"], ["cut.npy", "uint8 (N, H, W)"]),
+    (["missing.npy"], ["missing.npy", "neither a data set", "that is there"]),
+    (["three.npy", "--samples", "4"], ["three.npy", "3 images", "4 or more"]),
+    (["images.npy", "--reference", "three.npy"], ["three.npy", "3 images", "4 or more"]),
+    (["colour.npy", "--reference", "colour.npy"], ["--features fashion", "(3, 32, 32)", "inception"]),
+    (["four.npy", "--reference", "four.npy", "--features", "inception"], ["(4, 8, 8)", "1 or 3 channels"]),
     (["images.npy", "--samples", "41"], ["images.npy", "40 images", "41", "--samples 40"]),
     (["images.npy", "--samples", "3"], ["--samples", "3", "at least 4"]),
-    (["images.npy", "--reference", "validation"], ["validation", "train, test"]),
+    (["images.npy", "--reference", "validation"], ["validation", "neither a data set"]),
     (["text.pt"], ["text.pt", "model.pt"]),
     (["DDGAN/model.pt", "--steps", "2"], ["--steps 2", "DDGAN"]),
     (["images.npy", "--csv", "text.npy/fid.csv"], ["text.npy/fid.csv", "another"]),
@@ -388,8 +445,8 @@ def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path, m
     (["--csv", "none.csv", "--plot", "fid.png"], ["nothing to draw", "fid.png"]),
     (["images.npy", "--features", "inception", "--inception-weights", "missing.pth"],
      ["missing.pth", "--inception-weights FILE", "--features fashion"]),
-    (["images.npy", "--features", "inception", "--inception-weights", fid.CLASSIFIER],
-     [str(fid.CLASSIFIER), "--inception-weights FILE", "--features fashion"]),
+    (["images.npy", "--features", "inception", "--inception-weights", features.CLASSIFIER],
+     [str(features.CLASSIFIER), "--inception-weights FILE", "--features fashion"]),
     (["images.npy", "--features", "inception", "--inception-weights", "cut.pth"],
      ["cut.pth", "--inception-weights FILE", "--features fashion"]),
     (["images.npy", "--features", "vgg"], ["vgg", "fashion"]),
@@ -397,7 +454,10 @@ def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path, m
 ])
 def test_bad_input_is_one_line_that_names_the_way_out(folder, monkeypatch, capsys, random_inception, flags, names):
     save(folder / "float.npy", noise(40).float())
-    save(folder / "shape.npy", noise(40)[:, 0])
+    save(folder / "shape.npy", noise(40, 1, 32)[:, 0])
+    save(folder / "three.npy", noise(3))
+    save(folder / "colour.npy", noise(40, 3, 32))
+    save(folder / "four.npy", noise(40, 4, 8))
     (folder / "cut.npy").write_bytes((folder / "images.npy").read_bytes()[:-100])
     (folder / "text.npy").write_text("not an array")
     (folder / "text.pt").write_text("not a checkpoint")
@@ -418,19 +478,18 @@ def test_bad_input_is_one_line_that_names_the_way_out(folder, monkeypatch, capsy
     assert kept == before
 
 
-def test_unwritable_folder_for_the_statistics_is_told_before_the_work(tmp_path):
+def test_a_data_folder_that_cannot_be_written_only_costs_the_cache(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    without_network = fid.load_features("fashion")._replace(network=None)
-    with pytest.raises(data.BadInput, match="cannot write"):
-        fid.reference_statistics(without_network, noise(20), "train", tmp_path / "file" / "fid")
+    mu, *_ = fid.reference_statistics(features.load_features("fashion"), noise(20), tmp_path / "file" / "fid")
+    assert mu.shape == (128,) and "not kept" in capsys.readouterr().err
 
 
 def test_damaged_classifier_and_unreachable_inception_name_both_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(fid, "CLASSIFIER", tmp_path / "classifier.pt")
-    torch.save({"0.weight": torch.zeros(3)}, fid.CLASSIFIER)
-    with pytest.raises(data.BadInput, match=r"classifier.pt.*fid.py --train-classifier.*git checkout weights"):
-        fid.load_features("fashion")
+    monkeypatch.setattr(features, "CLASSIFIER", tmp_path / "classifier.pt")
+    torch.save({"0.weight": torch.zeros(3)}, features.CLASSIFIER)
+    with pytest.raises(cli.BadInput, match=r"classifier.pt.*python features.py.*git checkout weights"):
+        features.load_features("fashion")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(fid, "INCEPTION", "http://127.0.0.1:9/inception-6726825d.pth")  # nobody listens there
-    with pytest.raises(data.BadInput, match=r"inception-6726825d.pth.*--inception-weights FILE.*--features fashion"):
-        fid.load_features("inception")
+    monkeypatch.setattr(features, "INCEPTION", "http://127.0.0.1:9/inception-6726825d.pth")  # nobody listens there
+    with pytest.raises(cli.BadInput, match=r"inception-6726825d.pth.*--inception-weights FILE.*--features fashion"):
+        features.load_features("inception")

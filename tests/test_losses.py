@@ -8,29 +8,28 @@ from torch.distributions import Normal, kl_divergence
 
 from diffusion import Diffusion, at
 from losses import (
-    HELLINGER,
-    JS,
-    KL,
+    GENERATOR_LOSSES,
     OBJECTIVES,
-    PEARSON,
-    REVERSE_KL,
-    TOTAL_VARIATION,
-    WASSERSTEIN,
     FDivergence,
     bound,
     decoder_nll,
     discriminator_loss,
+    gan_loss_D,
+    gan_loss_G,
     gradient_penalty,
     minimax_loss,
     non_saturating_loss,
     prior_kl,
     r1_penalty,
-    simple_loss,
     weighted_loss,
 )
+from train_ddgan import recipe
 
+JS, HELLINGER, REVERSE_KL, TOTAL_VARIATION, WASSERSTEIN, KL, PEARSON = (
+    OBJECTIVES[name] for name in ("js", "hellinger", "reverse-kl", "total-variation", "wasserstein", "kl", "pearson"))
+NAMES = {row: name for name, row in OBJECTIVES.items()}
 ROWS = [row for row in OBJECTIVES.values() if isinstance(row, FDivergence)]
-each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+each_row = pytest.mark.parametrize("row", ROWS, ids=NAMES.get)
 
 
 @pytest.fixture(autouse=True)
@@ -98,12 +97,6 @@ def test_the_bounds_terms_have_closed_forms_for_gaussian_data_and_the_exact_deno
     assert entropy - 0.1 < total < entropy + 0.2  # 0.1: the draws' own noise
 
 
-def test_the_simple_loss_is_the_mean_square_and_0_for_the_true_noise():
-    eps = torch.randn(8, 1, 5, 5)
-    assert simple_loss(eps, eps) == 0
-    assert simple_loss(eps, eps + 2).item() == pytest.approx(4, rel=1e-5)
-
-
 # -- the table of section 2.4 ---------------------------------------------------------------------------------
 
 
@@ -161,7 +154,7 @@ def test_the_conjugate_at_the_slope_is_the_legendre_transform(row):
 
 @pytest.mark.parametrize(("row", "invented", "missed"), [
     (JS, math.log(2), math.log(2)), (HELLINGER, 1, 1), (REVERSE_KL, math.inf, 0), (TOTAL_VARIATION, 0.5, 0.5), (KL, 0, math.inf), (PEARSON, 1, math.inf),
-], ids=lambda value: getattr(value, "name", ""))
+], ids=lambda value: NAMES.get(value, ""))
 def test_what_the_readme_says_that_each_divergence_punishes(row, invented, missed):
     small, large = torch.tensor(1e-12, dtype=torch.float64), torch.tensor(1e12, dtype=torch.float64)
     for cost, measured in ((invented, row.f(small)), (missed, row.f(large) / large)):  # of model mass without data; of data without model
@@ -247,12 +240,14 @@ def test_the_row_js_is_the_non_saturating_gan_8_and_9_as_printed_up_to_constants
     V_real, V_fake = 3 * torch.randn(1000), 3 * torch.randn(1000)
     D_real, D_fake = torch.sigmoid(V_real.double()), torch.sigmoid(V_fake.double())
     printed_8 = (-D_real.log().mean() - (1 - D_fake).log().mean()).item()
-    assert discriminator_loss(V_real, V_fake).item() == pytest.approx(printed_8 - 2 * math.log(2), rel=1e-5)
-    assert non_saturating_loss(V_fake).item() == pytest.approx(-D_fake.log().mean().item() - math.log(2), rel=1e-5)
-    assert minimax_loss(V_fake).item() == pytest.approx((1 - D_fake).log().mean().item() + math.log(2), rel=1e-5)
+    assert gan_loss_D(V_real, V_fake).item() == pytest.approx(printed_8, rel=1e-5)
+    assert gan_loss_G(V_fake).item() == pytest.approx(-D_fake.log().mean().item(), rel=1e-5)
+    assert discriminator_loss(V_real, V_fake, JS).item() == pytest.approx(printed_8 - 2 * math.log(2), rel=1e-5)
+    assert non_saturating_loss(V_fake, JS).item() == pytest.approx(-D_fake.log().mean().item() - math.log(2), rel=1e-5)
+    assert minimax_loss(V_fake, JS).item() == pytest.approx((1 - D_fake).log().mean().item() + math.log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("row", OBJECTIVES.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", OBJECTIVES.values(), ids=NAMES.get)
 def test_gradients_are_finite_for_large_outputs_and_large_means_real(row):
     for dtype in (torch.float32, torch.bfloat16):  # as they come out of autocast
         V = torch.linspace(-50, 50, 101, dtype=dtype, requires_grad=True)
@@ -261,6 +256,20 @@ def test_gradients_are_finite_for_large_outputs_and_large_means_real(row):
             assert loss.dtype == torch.float32 and loss.isfinite() and gradient.isfinite().all()
     assert discriminator_loss(V[50:52] + 1, V[50:52], row) < discriminator_loss(V[50:52], V[50:52] + 1, row)
     assert non_saturating_loss(V + 1, row) < non_saturating_loss(V, row)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1), ()])
+def test_a_critic_that_does_not_return_one_number_an_image_is_refused(shape):
+    V, good = torch.zeros(shape), torch.zeros(4)
+    for loss in (gan_loss_G, *(lambda V, f=f: f(V, JS) for f in GENERATOR_LOSSES.values()), lambda V: gan_loss_D(V, good), lambda V: gan_loss_D(good, V),
+                 lambda V: discriminator_loss(V, good, JS), lambda V: discriminator_loss(good, V, JS)):
+        with pytest.raises(ValueError, match=r"must be \(B,\)"):
+            loss(V)
+
+
+def test_a_new_divergence_is_one_row_and_nothing_else(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mine", JS)
+    assert recipe("mine", 4) == recipe("js", 4)
 
 
 def test_the_gradient_penalty_makes_a_critic_estimate_w1():

@@ -8,24 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import HOME, has_fashion_mnist
 
 import data
-import diffusion
 import losses
+import run as run_module
 import train_ddgan
 import train_ddpm
-from sample import Model, denoise, generate, load_model
+from cli import BadInput
+from model import PREDICTIONS, Model, load
+from run import exponential_moving_average
+from sample import denoise
 
-HOME = Path(__file__).parent.parent
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
 SCRIPT = {"DDPM": "train_ddpm.py", "DDGAN": "train_ddgan.py", "SIDDM": "train_siddm.py"}
 
-if not data.find("train-images-idx3-ubyte", HOME / "data"):
+if not has_fashion_mnist():
     pytest.skip("Fashion-MNIST is not on this machine (apt-get install dataset-fashion-mnist)", allow_module_level=True)
 
 
@@ -57,10 +59,10 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("predict", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("predict", PREDICTIONS)
 @pytest.mark.parametrize("loss", ["simple", "weighted"])
 def test_every_parameterisation_and_loss_of_the_ddpm_trains_and_samples(predict, loss, tmp_path, run):
-    status, _, _ = run("train_ddpm.py", *TINY, "--T", "6", "--steps", "40", "--every", "20", "--predict", predict, "--loss", loss, "--out", tmp_path)
+    status, _, _ = run("experiments/ablation.py", *TINY, "--T", "6", "--steps", "40", "--every", "20", "--predict", predict, "--loss", loss, "--out", tmp_path)
     first, last = (float(row["loss"]) for row in log_of(tmp_path))
     assert status == 0 and last < first
     samples = {}
@@ -69,17 +71,17 @@ def test_every_parameterisation_and_loss_of_the_ddpm_trains_and_samples(predict,
                    "--npy", tmp_path / "a.npy")[0] == 0
         samples[variance] = np.load(tmp_path / "a.npy")
     assert (samples["beta"] != samples["beta_tilde"]).any()
-    model = load_model(tmp_path / "model.pt")
+    model = load(tmp_path / "model.pt")
     with model.autocast():  # a mean has more digits than bfloat16, whatever the hardware would like
         assert predict != "mean" or not torch.is_autocast_enabled("cpu")
     with model.autocast(True):
         assert torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("predict", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("predict", PREDICTIONS)
 def test_a_perfect_network_samples_its_image_whatever_it_predicts(predict):
     small = {"width": 8, "mult": (1,), "blocks": 1, "fold": 4}
-    model = Model({"method": "DDPM", "T": 6, "schedule": "vp", "predict": predict, "network": small})
+    model = Model({"method": "DDPM", "T": 6, "schedule": "vp", "shape": (1, 28, 28), "predict": predict, "network": small})
     x_0, process = torch.rand(2, 1, 28, 28) - 0.5, model.diffusion
     perfect = {"eps": lambda x_t, t: process.eps_from_x_0(x_t, x_0, t), "x_0": lambda x_t, t: x_0,
                "mean": lambda x_t, t: process.posterior(x_0, x_t, t)[0]}
@@ -139,17 +141,16 @@ def test_a_run_killed_without_warning_resumes_from_its_last_checkpoint(tmp_path,
     assert not list(tmp_path.glob("cut/.*"))  # nor anything half-written
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
-    calls = []
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    calls, batch = [], run_module.Run.batch
 
-    def breaking(eps, prediction):
+    def breaking(self):
         calls.append(1)
-        return losses.simple_loss(eps, prediction) * (float("nan") if len(calls) == 7 else 1)
+        return batch(self) * (float("nan") if len(calls) == 7 else 1)
 
-    monkeypatch.setattr(train_ddpm, "simple_loss", breaking)
-    monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *TINY, "--T", "4", "--steps", "50", "--every", "5", "--out", str(tmp_path)])
+    monkeypatch.setattr(run_module.Run, "batch", breaking)
     with pytest.raises(SystemExit) as end:
-        train_ddpm.main()
+        train_ddpm.main([*TINY, "--T", "4", "--steps", "50", "--every", "5", "--out", str(tmp_path)])
     assert "loss is nan" in end.value.code and "last good step" in end.value.code and "\n" not in end.value.code
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["training"]["step"] == 5 and all(w.isfinite().all() for w in saved["weights"].values())
@@ -185,27 +186,27 @@ def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
     models = [runs / method / "model.pt" for method in SCRIPT]
     assert run("sample.py", *models, "--denoise", 0.75, "-n", 3, "--out", tmp_path / "d.png")[0] == 0
     assert (tmp_path / "d.png").read_bytes()[:4] == b"\x89PNG"
-    x_0 = data.load("test", HOME / "data")[:3]
+    x_0 = data.load("fashion-mnist", "test", HOME / "data")[:3]
     for method, several in (("DDPM", False), ("DDGAN", True)):
-        x_t, predicted = denoise(load_model(HOME / f"weights/{method.lower()}.pt"), x_0, 0.75, 2)
+        x_t, predicted = denoise(load(HOME / f"weights/{method.lower()}.pt"), x_0, 0.75, 2)
         assert x_t.shape == (3, 1, 28, 28) and predicted.shape == (3, 2, 1, 28, 28)
         assert (predicted[:, 0] != predicted[:, 1]).any() == several
 
 
 def test_evaluate_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run):
-    status, out, _ = run("train_ddpm.py", "--evaluate", runs / "DDPM" / "model.pt", "--batch", 4)
+    status, out, _ = run("experiments/bound.py", runs / "DDPM" / "model.pt", "--batch", 4)
     _, _, *terms, total, error = (line.split() for line in out.splitlines())
     assert status == 0 and [term[0] for term in terms] == ["L_0", "L_1..L_3", "L_T"] and float(error[-1]) > 0
     for column in (1, 2):  # rounding of four numbers
         assert float(total[column]) == pytest.approx(sum(float(term[column]) for term in terms), abs=3e-4)
-    status, _, err = run("train_ddpm.py", "--evaluate", runs / "DDGAN" / "model.pt")
+    status, _, err = run("experiments/bound.py", runs / "DDGAN" / "model.pt")
     assert status == 2 and "a DDGAN has no likelihood" in err and err.count("\n") == 1
 
 
 def test_a_checkpoint_rebuilds_its_network_wherever_it_lies(runs, tmp_path):
     moved = shutil.copy(runs / "DDGAN/model.pt", tmp_path / "elsewhere.pt")
-    model = load_model(moved)
-    assert model.method == "DDGAN" and model.T == 4 and generate(model, 2).shape == (2, 1, 28, 28)
+    model = load(moved)
+    assert model.method == "DDGAN" and model.T == 4 and model.generate(2).shape == (2, 1, 28, 28)
 
 
 def test_scoring_a_checkpoint_and_its_images_gives_the_same_fid(runs, tmp_path, run):
@@ -238,9 +239,9 @@ BAD = {
     "one name for both outputs": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}/a", "--npy", "{tmp}/a"], "{tmp}/a"),
     "a text as checkpoint": (["sample.py", "README.md"], "README.md"),
     "resuming with another T": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--T", "3"], "--T 3"),
-    "resuming with another number of steps, the default": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--steps", "60000"], "--steps 60000"),
+    "resuming with fewer steps": (["train_ddgan.py", "--out", "{runs}/DDGAN", "--resume", "--steps", "5"], "--steps 5"),
     "an output that cannot be written": (["train_ddpm.py", "--out", "{tmp}/file/run"], "file/run"),
-    "a truncated data file": (["train_ddpm.py", "--out", "{tmp}/new", "--data", "{tmp}/truncated"], "train-images-idx3-ubyte"),
+    "a truncated data file": (["train_ddpm.py", "--out", "{tmp}/new", "--root", "{tmp}/truncated"], "{tmp}/truncated"),
     "no checkpoint": (["sample.py", "{tmp}/none.pt"], "none.pt"),
     "an unreadable checkpoint": (["sample.py", "{tmp}/file"], "file"),
     "a truncated checkpoint": (["sample.py", "{tmp}/cut.pt"], "cut.pt"),
@@ -252,7 +253,7 @@ BAD = {
     "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
     "variance with DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--variance", "beta"], "--variance beta"),
     "a batch of no fours at T = 1": (["train_ddgan.py", *TINY, "--batch", "6", "--T", "1", "--out", "{tmp}/w"], "--batch 6"),
-    "(6) with one step": (["train_ddpm.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
+    "(6) with one step": (["experiments/ablation.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
     "samples with --denoise": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.5", "--npy", "{tmp}/x.npy"], "--npy"),
     "a table of nothing": (["fid.py", "--csv", "{tmp}/none.csv", "--table"], "--csv"),
@@ -272,7 +273,8 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(name, runs, t
     (tmp_path / "cut.pt").write_bytes((runs / "DDGAN/model.pt").read_bytes()[:5000])
     raw = tmp_path / "truncated/FashionMNIST/raw"
     raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    for file in data.IDX_FILES:
+        (raw / file).write_bytes(b"\0\0\x08\x03")
     before = contents(tmp_path) | contents(runs)
 
     (script, *args), named = BAD[name]
@@ -289,8 +291,7 @@ def contents(folder):
 def test_r1_is_added_at_every_16th_step_16_times_as_large(tmp_path, monkeypatch):
     p = torch.zeros((), requires_grad=True)
     monkeypatch.setattr(train_ddgan, "r1_penalty", lambda D, x_prev, x_t, t: p + 0)
-    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--r1", "0.5", "--steps", "33", "--out", str(tmp_path / "run")])
-    train_ddgan.main()
+    train_ddgan.main([*TINY, "--r1", "0.5", "--steps", "33", "--out", str(tmp_path / "run")])
     assert p.grad.item() == pytest.approx(3 * 16 * 0.5 / 2)  # at steps 0, 16, 32
 
 
@@ -324,14 +325,13 @@ def test_one_step_has_its_own_recipe_and_a_discriminator_that_compares_images(fl
 def test_the_gradient_penalty_is_added_at_every_step_with_its_published_weight(tmp_path, monkeypatch):
     p = torch.zeros((), requires_grad=True)
     monkeypatch.setattr(train_ddgan, "gradient_penalty", lambda D, x_prev, x_prev_fake, x_t, t: p + 0)
-    monkeypatch.setattr(sys, "argv", ["train_ddgan.py", *TINY, "--objective", "wasserstein", "--steps", "3", "--out", str(tmp_path / "run")])
-    train_ddgan.main()
+    train_ddgan.main([*TINY, "--objective", "wasserstein", "--steps", "3", "--out", str(tmp_path / "run")])
     assert p.grad.item() == pytest.approx(3 * 10)
 
 
 def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():
     network = torch.nn.Linear(1, 1, bias=False)
-    ema = train_ddpm.exponential_moving_average(network, decay=0.9)
+    ema = exponential_moving_average(network, decay=0.9)
     expected = None
     for n in range(200):
         torch.nn.init.constant_(network.weight, float(n))
@@ -348,23 +348,24 @@ def test_the_shipped_samples_show_no_lattice_of_folded_pixels(name, flags):
         spectrum = torch.fft.fft2(data.normalize(images)[:, 0]).abs().square().mean(0)
         return torch.stack([spectrum[0, 14], spectrum[14, 0], spectrum[14, 14]])
 
-    samples = generate(load_model(HOME / f"weights/{name}.pt"), 300, **flags)
+    samples = load(HOME / f"weights/{name}.pt").generate(300, **flags)
     # 1.5: 300 images leave a standard error of about 15 %; the lattice that pixel_shuffle left in G was a factor of 5
-    assert (power(samples) < 1.5 * power(data.load("train", HOME / "data")[:6000])).all()
+    assert (power(samples) < 1.5 * power(data.load("fashion-mnist", "train", HOME / "data")[:6000])).all()
 
 
 def test_every_step_of_a_model_is_a_time_for_denoise():
-    model = Model({"method": "DDGAN", "T": 100, "schedule": "vp", "network": {"z_dim": 0, "width": 8, "mult": (1,), "blocks": 1, "fold": 4}})
+    model = Model({"method": "DDGAN", "T": 100, "schedule": "vp", "shape": (1, 28, 28),
+                   "network": {"z_dim": 0, "width": 8, "mult": (1,), "blocks": 1, "fold": 4}})
     x_0 = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     for i in range(1, 101):
         assert denoise(model, x_0, i / 100, draws=1)[1].shape == (1, 1, 1, 28, 28)
     for s in (0.005, 1e-9):
-        with pytest.raises(data.BadInput, match="multiple of 1/100"):
+        with pytest.raises(BadInput, match="multiple of 1/100"):
             denoise(model, x_0, s, draws=1)
 
 
 def test_the_benchmark_measures_every_step_and_a_fid():
-    command = [sys.executable, "tests/benchmark.py", "--batch", "2", "--repeats", "1", "--images", "8", "--device", "cpu"]
+    command = [sys.executable, "experiments/benchmark.py", "--batch", "2", "--repeats", "1", "--images", "8", "--device", "cpu"]
     out = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True).stdout
     default = [line for line in out.splitlines() if ", float32" not in line]  # a machine with bfloat16 has such a row besides
     assert all(sum(f"preset {name}" in line for line in default) == 4 for name in ("cpu", "gpu"))
@@ -373,7 +374,7 @@ def test_the_benchmark_measures_every_step_and_a_fid():
 
 
 def test_shares_of_the_test_set_are_a_tenth_each_and_a_models_sum_to_one(runs, run):
-    status, out, _ = run("tests/shares.py", runs / "DDGAN/model.pt", runs / "DDPM/model.pt")
+    status, out, _ = run("experiments/shares.py", runs / "DDGAN/model.pt", runs / "DDPM/model.pt")
     real, *made = ([float(cell) for cell in line.split()[:11]] for line in out.splitlines()[1:])
     assert status == 0 and real == pytest.approx([10] * 10 + [0], abs=1.5)  # the classifier errs on 7 % of them
     for *shares, off in made:

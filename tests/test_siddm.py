@@ -1,6 +1,4 @@
-"""Claims of paper 004, as DESIGN re-derives them, about losses.forward_nll, unet.Critic and train_siddm.py."""
-
-import argparse
+"""Claims of Xu et al. 2023 about losses.forward_nll, unet.Critic and train_siddm.py."""
 
 import pytest
 import torch
@@ -85,8 +83,7 @@ def one_step(afd=1.0, reg=1.0, seed=0):
     torch.manual_seed(seed)
     G, D = Spy(2 + 3 + 1, [2]), Critic(2 + 1, [1, 2, 2])
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (G, D)]
-    args = argparse.Namespace(afd=afd, reg=reg, z_dim=3, amp=False)
-    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), args)
+    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), z_dim=3, afd=afd, reg=reg)
     return G, D
 
 
@@ -98,8 +95,7 @@ def test_the_critic_does_not_see_x_t_in_siddm_and_does_in_ddgan():
         assert not any(torch.equal(x, x_t) for x in inputs[0].split(8))
     G, D = Spy(2 + 3 + 1, [2]), Critic(2 + 2 + 1, [1])
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (G, D)]
-    args = argparse.Namespace(objective="js", generator="non-saturating", r1=0, drift=0, z_dim=3, amp=False)
-    train_ddgan.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4), args, 1)
+    train_ddgan.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4), z_dim=3)
     (x_t, _, _), _ = G.calls[0]
     assert all(torch.equal(x, x_t) for inputs, _ in D.calls for x in inputs[1].split(8))
 

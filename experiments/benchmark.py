@@ -1,21 +1,26 @@
 """How fast the networks train and sample, against a plain matrix product and against the field's own libraries.
 
-    python tests/benchmark.py                    # all cores; --threads 1 for one
+    python experiments/benchmark.py                    # all cores; --threads 1 for one
     pip install diffusers denoising-diffusion-pytorch pytorch-fid torch-fidelity    # for the comparisons, all of them optional
 
 Operations are counted by torch.utils.flop_counter: those of convolutions and matrix products, two a multiply-add.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli  # before torch, so that Ctrl-C is quiet from here on
+
+# isort: split
 import argparse
 import math
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,15 +28,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_pil_image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import data
 import fid
 import train_ddgan
 import train_ddpm
-from data import BadInput, Parser, normalize, number, one_line_errors, to_uint8
+from data import load, normalize, to_uint8
 from diffusion import Diffusion
-from sample import DEVICES, device
-from unet import PRESETS, Discriminator, Generator, UNet, bf16_autocast, computes_in_bf16, preset
+from features import extract, load_features
+from model import computes_in_bf16
+from unet import PRESETS, Discriminator, Generator, UNet, preset
 
 
 def seconds(function, device, repeats):
@@ -73,8 +77,7 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     diffusion, x_0 = Diffusion(1000, device=args.device), torch.randn(args.batch, 1, 28, 28, device=args.device)
-    flags = argparse.Namespace(amp=amp, predict="eps", loss="simple")
-    return lambda: train_ddpm.train_step(lambda x, t: call(network, x, t), optimizer, x_0, diffusion, flags)
+    return lambda: train_ddpm.train_step(lambda x, t: call(network, x, t), optimizer, x_0, diffusion, amp)
 
 
 def ddgan_step(args, name):
@@ -83,13 +86,12 @@ def ddgan_step(args, name):
     G, D, diffusion = Generator(**sizes).to(args.device), Discriminator(**sizes).to(args.device), Diffusion(4, device=args.device)
     optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
     x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
-    flags = argparse.Namespace(objective="js", generator="non-saturating", r1=0, drift=0, z_dim=64, amp=None)
-    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, flags, 0)
+    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim=64, amp=computes_in_bf16(args.device))
 
 
 def sampling(sample, network, args):
     def run():
-        with torch.no_grad(), bf16_autocast(args.device):
+        with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=computes_in_bf16(args.device)):
             sample(network.eval(), torch.randn(args.batch, 1, 28, 28, device=args.device))
     return run
 
@@ -124,7 +126,9 @@ def compare_with_denoising_diffusion_pytorch(args, peak, ours):
 
 def random_inception(path):
     """Write weights of the published file's layout, random but such that images show through."""
-    weights = fid.Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    from torchvision.models import Inception3
+
+    weights = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
     for name, values in weights.items():
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(values)
@@ -137,10 +141,10 @@ def random_inception(path):
 
 def fid_ours(folder, device):
     """The features (8, 2048) of the first images, and a function of nothing to the FID; so do the next two."""
-    features = fid.load_features("inception", folder / "weights.pth", device)
+    features = load_features("inception", folder / "weights.pth", device)
     halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
-    moments = [part for half in halves for part in fid.moments(fid.extract(features, half))]
-    return next(fid.extract(features, halves[0][:8])), lambda: fid.frechet_distance(*moments)
+    moments = [part for half in halves for part in fid.moments(extract(features, half))]
+    return next(extract(features, halves[0][:8])), lambda: fid.frechet_distance(*moments)
 
 
 def fid_pytorch_fid(folder, device):
@@ -209,19 +213,19 @@ def compare_fid(args, images):
             print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:14.9g}  off by {(first - ours).norm() / ours.norm():.1e}")
 
 
-def main():
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=number(int, 1), default=128, help="images in a step")
-    parser.add_argument("--repeats", type=number(int, 1), default=5, help="timed calls, of which the median counts")
-    parser.add_argument("--images", type=number(int, 0, 10000), default=10000, help="test images whose FID is computed, an hour on two "
+def main(argv=None):
+    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=cli.number(int, 1), default=128, help="images in a step")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed calls, of which the median counts")
+    parser.add_argument("--images", type=cli.number(int, 0, 10000), default=10000, help="test images whose FID is computed, an hour on two "
                         "cores; 0 for none")
-    parser.add_argument("--data", default="data", help="where Fashion-MNIST is")
-    parser.add_argument("--threads", type=number(int, 1), default=torch.get_num_threads(), help="of the CPU")
-    parser.add_argument("--device", type=device, default=DEVICES[0], help="where to measure")
-    args = parser.parse_args()
+    parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="where to measure")
+    args = parser.parse_args(argv)
     if 0 < args.images < 4:
-        raise BadInput(f"--images {args.images}: a covariance of each half takes 4 or more; 0 leaves the FID out")
-    images = data.load("test", args.data)[:args.images] if args.images else None
+        raise cli.BadInput(f"--images {args.images}: a covariance of each half takes 4 or more; 0 leaves the FID out")
+    images = load("fashion-mnist", "test", args.root)[:args.images] if args.images else None
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
@@ -237,7 +241,7 @@ def main():
     ours = None
     for name in reversed(PRESETS):
         network = UNet(**preset(name)).to(args.device)
-        line = report(f"DDPM, preset {name}", ddpm_step(network, args, None), args.batch, args, peak)
+        line = report(f"DDPM, preset {name}", ddpm_step(network, args, bf16), args.batch, args, peak)
         report(f"DDGAN, preset {name}, T = 4, G and D", ddgan_step(args, name), args.batch, args, peak)
         if bf16:  # the libraries below run in float32
             line = report(f"DDPM, preset {name}, float32", ddpm_step(network, args, False), args.batch, args, peak)
@@ -260,5 +264,4 @@ def main():
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    cli.script(main)

@@ -1,0 +1,174 @@
+"""The networks whose features the FID compares: InceptionV3, eq. (28), and a small classifier of Fashion-MNIST.
+
+    python features.py        # trains the classifier anew: weights/fashion_classifier.pt, 11 minutes on one core
+
+Importing this file takes no torchvision; building InceptionV3 does.
+"""
+
+import cli  # before torch, so that Ctrl-C is quiet from here on
+
+# isort: split
+import hashlib
+from collections import namedtuple
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from cli import BadInput, check_writable, one_line, write_atomically
+from data import load, network_timeout, normalize
+
+CLASSIFIER = Path(__file__).with_name("weights") / "fashion_classifier.pt"
+INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the weights' that give the features their name
+KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # labels 0..9
+
+# label: how results name them; network: x (B, C, H, W) in [-1, 1] -> (B, d); key: SHA-256 of its weights
+Features = namedtuple("Features", "label network key")
+
+
+def fashion_classifier():
+    """x (B, 1, 28, 28) in [-1, 1] -> logits (B, 10). Without its last layer: the 128 features of `--features fashion`.
+
+    They are averages over the image after the last block, as Inception's 2048 are.
+    """
+    def block(c_in, c_out):
+        return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(1, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2),  # (B, 1, 28, 28) -> (B, 64, 7, 7)
+        *block(64, 128), nn.MaxPool2d(2), *block(128, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(),  # -> (B, 128)
+        nn.Linear(128, 10),
+    ).to(memory_format=torch.channels_last)  # a third faster in training on a CPU
+
+
+def load_classifier():
+    """The trained fashion_classifier, on the CPU. Raises BadInput for missing or foreign weights."""
+    network = fashion_classifier()
+    try:
+        network.load_state_dict(torch.load(CLASSIFIER, map_location="cpu", weights_only=True))
+    except Exception as error:  # unpickling a damaged file can raise nearly anything
+        raise BadInput(f"no weights of the classifier in {CLASSIFIER} ({one_line(error)[:150]}): run `python features.py`, or "
+                       "`git checkout weights`") from error
+    return network.eval().requires_grad_(False)
+
+
+class PortBlock(nn.Module):
+    """A block of torchvision's Inception3 whose pooled branch, the last one, pools as the 2015 network does."""
+
+    def __init__(self, block, pool):
+        super().__init__()
+        self.block, self.pool, self.conv = block, pool, block.branch_pool
+        block.branch_pool = nn.Identity()  # the block still pools in its own way; forward drops that
+
+    def forward(self, x):
+        return torch.cat([*self.block._forward(x)[:-1], self.conv(self.pool(x))], 1)
+
+
+class Enlarge(nn.Module):
+    """x (B, 1 or 3, H, W) -> (B, 3, 299, 299)."""
+
+    def forward(self, x):
+        return F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
+
+
+def inception(weights):
+    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> (B, 2048).
+
+    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end.
+    """
+    from torchvision.models import Inception3
+
+    network = Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False)
+    network.load_state_dict(weights)
+    for name in ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b", "7c"):
+        pool = nn.MaxPool2d(3, 1, 1) if name == "7c" else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        setattr(network, f"Mixed_{name}", PortBlock(getattr(network, f"Mixed_{name}"), pool))
+    network.fc = nn.Identity()
+    return nn.Sequential(Enlarge(), network).to(memory_format=torch.channels_last)  # half again as fast on a CPU
+
+
+def load_features(name, inception_weights=None, device="cpu"):
+    """Features "fashion" or "inception" (fetched if need be: 95 MB); BadInput for missing or foreign weights."""
+    path, advice = CLASSIFIER, "run `python features.py`, or `git checkout weights`"
+    try:
+        if name == "inception":
+            path = Path(inception_weights or Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name))
+            advice = "give a good copy by --inception-weights FILE, or use --features fashion"
+            if not inception_weights and not path.exists():
+                with network_timeout():
+                    torch.hub.load_state_dict_from_url(INCEPTION, map_location="cpu", check_hash=True)
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if name == "inception":
+            network = inception(weights)
+        else:
+            network = fashion_classifier()
+            network.load_state_dict(weights)
+            network = network[:-1]
+        if not all(values.isfinite().all() for values in network.state_dict().values()):
+            raise ValueError("they contain NaN or inf")
+        if not key.startswith(SHA256[name]):
+            if name == "inception" and not inception_weights:
+                raise ValueError(f"SHA-256 {key[:8]}...: delete it")
+            name = f"{name}-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs, or the README's
+    except Exception as error:  # every way a network can fail; and unpickling a damaged file can raise nearly anything
+        reason = one_line(error)[:150]  # load_state_dict lists every weight, unpickling lectures on safety
+        raise BadInput(f"no weights of the {name} features in {path} ({reason}): {advice}") from error
+    return Features(name, network.eval().requires_grad_(False).to(device), key)
+
+
+def check_shape(name, shape):
+    """Raise BadInput unless the features `name` are defined for images of shape (C, H, W)."""
+    fits = {"fashion": tuple(shape) == (1, 28, 28), "inception": shape[0] in (1, 3)}
+    if not fits[name]:
+        other = "inception" if fits["inception"] else "images of 1 or 3 channels"
+        raise BadInput(f"--features {name} does not fit images of shape {tuple(shape)}: fashion is for (1, 28, 28), inception for 1 or 3 "
+                       f"channels of any size; use {other}")
+
+
+@torch.inference_mode()
+def extract(features, images, batch=100):
+    """Yield the features (B, d) of uint8 images (N, C, H, W), batch by batch. Inception takes 6 MB for each image."""
+    device = next(features.network.parameters()).device
+    for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
+        yield features.network(normalize(chunk.to(device)))
+
+
+def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
+    """Train the network of `--features fashion`, write its weights, return its test accuracy."""
+    check_writable(CLASSIFIER)
+    (images, labels), (test_images, test_labels) = (load("fashion-mnist", split, root, labels=True) for split in ("train", "test"))
+    torch.manual_seed(seed)
+    network, per_epoch = fashion_classifier(), len(images) // batch  # a shorter last batch is left out
+    optimiser = torch.optim.AdamW(network.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr, total_steps=epochs * per_epoch)
+    for epoch in range(epochs):
+        for i in tqdm(torch.randperm(len(images)).split(batch)[:per_epoch], desc=f"epoch {epoch + 1} of {epochs}"):
+            x = normalize(images[i])
+            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)  # a mirrored garment is a garment
+            loss = F.cross_entropy(network(x), labels[i])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    network.eval()
+    with torch.inference_mode():
+        predicted = torch.cat([network(normalize(chunk)).argmax(1) for chunk in test_images.split(500)])
+    with write_atomically(CLASSIFIER) as temporary:
+        torch.save(dict(network.state_dict()), temporary)
+    return (predicted == test_labels).double().mean().item()
+
+
+def main(argv=None):
+    parser = cli.Parser(description="Train the network of `fid.py --features fashion` anew; its weights replace the shipped ones.")
+    parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the initial weights and the batches")
+    args = parser.parse_args(argv)
+    print(f"{CLASSIFIER}: test accuracy {train_classifier(args.root, args.seed):.2%}")
+
+
+if __name__ == "__main__":
+    cli.script(main)

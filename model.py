@@ -1,0 +1,155 @@
+"""A trained model: rebuild it from its file, draw images, predict x_0.
+
+    from model import load
+    images = load("weights/ddgan.pt").generate(16)    # uint8 (16, 1, 28, 28)
+"""
+
+import warnings
+
+import torch
+from tqdm import tqdm
+
+from cli import BadInput, default_device, one_line
+from data import to_uint8
+from diffusion import Diffusion, at
+from unet import Generator, UNet
+
+NETWORKS = {"DDPM": UNet, "DDGAN": Generator, "SIDDM": Generator}
+PREDICTIONS = ("eps", "x_0", "mean")  # what a denoiser may predict from x_t: Ho et al. 2020, sec. 3.2
+
+
+def computes_in_bf16(device):
+    """Whether the hardware itself computes in bfloat16; a CPU that emulates it is far slower than in float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # none: this torch is too old to say
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
+
+
+def load(path, device=None):
+    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights; default: on the GPU if there is one.
+
+    Raises BadInput for a file that is missing, damaged or not one of ours.
+    """
+    device = default_device() if device is None else device
+    saved = read_checkpoint(path, device)
+    try:
+        model = Model(saved["args"], device)
+        model.network.load_state_dict(saved["weights"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} does not fit this project's networks ({one_line(error)[:99]}): train it again") from error
+    if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
+        raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
+    model.network.eval().requires_grad_(False)
+    return model
+
+
+def read_checkpoint(path, device="cpu"):
+    """The dict in a trainer's file. Raises BadInput, as load does."""
+    advice = "give the model.pt or checkpoint.pt that a trainer wrote"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
+            saved = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise BadInput(f"cannot read {path} ({error.strerror}): {advice}") from error
+    except Exception as error:  # unpickling a damaged file can raise nearly anything
+        raise BadInput(f"{path} is no checkpoint, or a damaged one: {advice}") from error
+    args = saved.get("args") if isinstance(saved, dict) else None
+    if not isinstance(args, dict) or args.get("method") not in [*NETWORKS] or "weights" not in saved:
+        raise BadInput(f"{path} holds no {', '.join(NETWORKS)} of this project: {advice}")
+    return saved
+
+
+class Model:
+    """A network, the diffusion that it belongs to, and how to draw images from both.
+
+    `args` is what a checkpoint says of its network in plain values: method (a key of NETWORKS), T, schedule, shape
+    (C, H, W) and network (the arguments of its class), besides the trainer's flags and how far it came.
+    """
+
+    def __init__(self, args, device="cpu"):
+        self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
+        self.shape, self.z_dim = tuple(args["shape"]), args["network"].get("z_dim", 0)
+        self.network = NETWORKS[self.method](**args["network"]).to(device)
+        self.diffusion = Diffusion(self.T, args["schedule"], device)
+
+    @property
+    def label(self):
+        """The name for figures and tables: the method, a DDGAN's with its objective."""
+        return f"DDGAN {self.args.get('objective', 'js')}" if self.method == "DDGAN" else self.method
+
+    def autocast(self, amp=None):
+        """bfloat16 autocast as amp says; default: where the hardware has it, but not for what was trained with --no-amp."""
+        amp = self.args.get("amp") if amp is None else amp
+        amp = computes_in_bf16(self.device) if amp is None else amp
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
+
+    def eps_theta(self, x_t, t):
+        """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
+        return eps_from(self.args.get("predict", "eps"), self.network(x_t, t).float(), x_t, t, self.diffusion)
+
+    def sampler(self, sampler=None, steps=None, eta=None, variance=None):
+        """The function x_T -> x_0 that the flags ask for, and its network evaluations per image.
+
+        sampler: "ancestral" (default) or "ddim", on `steps` of the T steps (default all), DDIM with eta (default 0),
+        ancestral sampling with the variance "beta_tilde" (default) or "beta".
+        Raises BadInput for what this method does not have.
+        """
+        if self.method != "DDPM":
+            for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
+                if value is not None:
+                    raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} steps: leave it out")
+            return lambda x_T: self.diffusion.ddgan(self.network, x_T, self.z_dim), self.T
+        if eta is not None and sampler != "ddim":
+            raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
+        if variance is not None and sampler == "ddim":
+            raise BadInput(f"--variance {variance} is for --sampler ancestral: leave it out, or give DDIM an --eta")
+        if steps is not None and steps > self.T:
+            raise BadInput(f"--steps {steps} is more than this checkpoint's T = {self.T}: choose from 1 to {self.T}")
+        process = self.diffusion.strided(steps or self.T)
+        if sampler == "ddim":
+            return lambda x_T: process.ddim(self.eps_theta, x_T, eta or 0.0), process.T
+        return lambda x_T: process.ancestral(self.eps_theta, x_T, variance or "beta_tilde"), process.T
+
+    def fast_sampler(self):
+        """The arguments of `sampler` for a look at a model in training: DDIM with 50 steps for a DDPM, none for the others."""
+        return {"sampler": "ddim", "steps": min(50, self.T)} if self.method == "DDPM" else {}
+
+    def generate(self, n, seed=0, batch=500, amp=None, progress=False, **sampler_arguments):
+        """Draw n images: uint8 (n, C, H, W) on the CPU. Leaves the caller's random state as it was.
+
+        A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
+        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite.
+        """
+        sample, _ = self.sampler(**sampler_arguments)
+        devices = [self.device] if self.device.type == "cuda" else []
+        images = []
+        bar = tqdm(total=n, unit="img", disable=not progress)
+        with bar, torch.random.fork_rng(devices), self.autocast(amp):
+            torch.manual_seed(seed)
+            for start in range(0, n, batch):
+                x_T = torch.randn(min(batch, n - start), *self.shape, device=self.device)
+                try:
+                    images.append(to_uint8(sample(x_T)).cpu())
+                except ValueError as error:
+                    raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train it again") from error
+                bar.update(len(x_T))
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def predict_x_0(self, x_t, t):
+        """x_0 as it is predicted from x_t at once, (B, ...): the mean by a DDPM, else G(x_t, z, t) with a z for each."""
+        if self.method == "DDPM":
+            return self.diffusion.x_0_from_eps(x_t, self.eps_theta(x_t, t), t).clamp(-1, 1)
+        return self.network(x_t, torch.randn(len(x_t), self.z_dim, device=x_t.device), t)
+
+
+def eps_from(predict, output, x_t, t, diffusion):
+    """eps by a network that predicts "eps", "x_0" or "mean", the posterior's: output (B, ...) -> (B, ...); Ho et al. 2020, sec. 3.2."""
+    if predict == "x_0":
+        return diffusion.eps_from_x_0(x_t, output, t)
+    if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)
+        alpha, beta, variance = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta, diffusion.one_minus_alpha_bar))
+        return (x_t - torch.sqrt(alpha) * output) * torch.sqrt(variance) / beta
+    return output

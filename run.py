@@ -1,0 +1,301 @@
+"""A training run: its flags, its data, its folder with EMA, log, checkpoints and grids, how it stops and is resumed.
+
+A trainer hands its arguments over and loops:
+
+    run = Run("DDPM", args)
+    for _ in run.steps(network=network, optimizer=optimizer, scheduler=scheduler):
+        run.log(**train_step(network, optimizer, run.batch(), run.diffusion, run.amp))
+        scheduler.step()
+        run.ema.update_parameters(network)
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import cli
+from cli import BadInput, number, one_line, write_atomically
+from data import load, normalize
+from model import Model, computes_in_bf16, read_checkpoint
+from unet import PRESETS, preset
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once in one folder are not told apart there
+    fcntl = None
+
+# -- the arguments --------------------------------------------------------------------------------------------
+
+NOT_SAVED = {"device", "out", "root", "resume", "help"}  # where and how it runs, not what is trained
+CHANGEABLE = {"every", "amp", "steps"}  # flags that may be given anew with --resume; steps may only grow
+
+
+def training_parser(doc, T, out):
+    """The flags that all trainers share."""
+    parser = cli.Parser(description=doc.splitlines()[0], add_help=False)
+    flag = parser.add_argument
+    flag("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this text and exit")
+    flag("--T", type=number(int, 1), default=T, help="denoising steps T")
+    flag("--data", default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, an .npy file of uint8 (N, H, W) or "
+         "(N, C, H, W), or a folder of images of one size")
+    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--preset", choices=list(PRESETS), help="sizes of the networks (unet.py) and length of the run")
+    flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
+    flag("--batch", type=number(int, 1), default=128, help="images in a step")
+    flag("--width", type=number(int, 8), help="channels at the highest resolution, a multiple of 8")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average that is sampled from")
+    flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
+    flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
+    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware computes in it")
+    flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
+    flag("--out", default=out, help="folder of the run")
+    flag("--resume", action="store_true", help="continue the run in --out where its last checkpoint ends; more --steps lengthen it")
+    return parser
+
+
+def parse(parser, argv, cpu, depends=lambda args: {}):
+    """The arguments of a trainer: a namespace of all flags of training_parser's parser. --help prints them and exits.
+
+    argv: a list of strings, or None for the command line. cpu: defaults that go with --preset cpu; depends(args): defaults
+    that follow from other flags. With --resume the run's own arguments take the place of all defaults, and BadInput
+    names a flag that contradicts them.
+    """
+    defaults = vars(parser.parse_args([]))
+    untyped = object()  # argparse leaves alone what the namespace already has, unless it is typed
+    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, untyped))))
+    typed = {name: value for name, value in typed.items() if value is not untyped}
+    if typed.get("resume"):
+        path = Path(typed.get("out", defaults["out"]), "checkpoint.pt")
+        saved = read_checkpoint(path)["args"]
+        for name in typed.keys() & saved.keys():
+            value, given, flag = saved[name], typed[name], f"--{name.replace('_', '-')} {typed[name]}"
+            if given != value and name not in CHANGEABLE or name == "steps" and given < value:
+                more = ", or give more" if name == "steps" else ""
+                raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out{more}, or choose another --out")
+        defaults |= {name: saved[name] for name in defaults.keys() & saved.keys()}
+    else:
+        defaults["preset"] = "gpu" if (defaults | typed)["device"].type == "cuda" else "cpu"
+        if (defaults | typed)["preset"] == "cpu":
+            defaults |= cpu
+        defaults |= depends(argparse.Namespace(**defaults | typed))
+    if "help" in typed:
+        defaults["width"] = preset((defaults | typed)["preset"], defaults["width"])["width"]
+        parser.set_defaults(**defaults)
+        parser.print_help()
+        sys.exit(0)
+    return argparse.Namespace(**defaults | typed)
+
+
+# -- the run --------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A training run in its folder: images, model and EMA, progress, log, checkpoints, and how to stop.
+
+    `steps` yields until --steps are done. At every --every steps, at the end, and on Ctrl-C, SIGTERM or SIGHUP it writes
+    checkpoint.pt (everything), model.pt (EMA weights in float16), log.csv and a grid of EMA samples. A loss that is
+    not finite ends the run and leaves those files as they were.
+    """
+
+    def __init__(self, method, args, **about):
+        """args: what `parse` returned; about: more that the checkpoint must say of the model. Writes nothing; may raise BadInput."""
+        self.args, self.path, self.saved = args, Path(args.out, "checkpoint.pt"), None
+        cli.check_writable(self.path)
+        if args.resume:
+            self.saved = read_checkpoint(self.path)
+            if self.saved["args"]["method"] != method or "training" not in self.saved:
+                raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
+        else:
+            self._refuse_a_folder_in_use()
+        if args.width and args.width % 8:
+            raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
+        sizes = preset(args.preset, args.width)
+        self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
+        C, H, W = self.images.shape[1:]
+        stride = sizes["fold"] * 2 ** (len(sizes["mult"]) - 1)
+        if H % stride or W % stride:
+            low, high = ([n // stride * stride or stride for n in (H + add, W + add)] for add in (0, stride - 1))
+            raise BadInput(f"--data {args.data}: its images of {H} x {W} do not fit the networks, whose sides are multiples of "
+                           f"{stride}: cut or enlarge them to {low[0]} x {low[1]} or {high[0]} x {high[1]}")
+        self.images = self.images.to(args.device)
+        self.sizes = {**sizes, "channels": C}  # of all networks
+        flags = {name: value for name, value in vars(args).items() if name not in NOT_SAVED}
+        latent = {"z_dim": args.z_dim} if "z_dim" in args else {}
+        self.amp = computes_in_bf16(args.device) if args.amp is None else args.amp
+        torch.manual_seed(args.seed)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        about = {"method": method, "schedule": "vp", **about, **flags, "shape": (C, H, W), "network": {**self.sizes, **latent}}
+        self.model = Model(about, args.device)
+        self.diffusion = self.model.diffusion
+        self.ema = exponential_moving_average(self.model.network, args.ema)
+        self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
+
+    def batch(self):
+        """A batch of training images at random, float32 (B, C, H, W) in [-1, 1]."""
+        return normalize(self.images[torch.randint(len(self.images), (self.args.batch,), device=self.args.device)])
+
+    def steps(self, **parts):
+        """Yield once a step. parts: all that has a state_dict and must be saved."""
+        self.parts, args = {"ema": self.ema, **parts}, self.args
+        with self._claimed_folder(), cli.signals_noted() as received:
+            if self.saved:
+                self._restore(self.saved.pop("training"))
+            count = sum(p.numel() for p in self.model.network.parameters())
+            N, C, H, W = self.images.shape
+            print(f"{self.model.label}, T = {args.T}, {count / 1e6:.2f} M parameters, on {args.data} ({N} images, {C} x {H} x {W}): "
+                  f"{args.steps} steps of {args.batch}, preset {args.preset}, {args.device}, "
+                  f"{'bfloat16' if self.amp else 'float32'}, into {args.out}", file=sys.stderr)
+            shown_every = 0.5 if sys.stderr.isatty() else 60  # seconds
+            bar = tqdm(total=args.steps * args.batch, initial=self.step * args.batch, unit="img", mininterval=shown_every)
+            with bar:
+                start = time.perf_counter() - self.seconds
+                while self.step < args.steps:
+                    yield
+                    self.step += 1
+                    bar.update(args.batch)
+                    self.seconds = time.perf_counter() - start
+                    if self.step % 50 == 0:  # reading a loss makes CUDA wait: not at every step
+                        bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()
+                                         if name.endswith("_1") or not name[-1].isdigit()}, refresh=False)
+                    due = self.step % args.every == 0 or self.step == args.steps
+                    if due:
+                        self._note_row()
+                    if due or received:
+                        self._save()
+                    if received:
+                        bar.close()
+                        print(f"stopped at step {self.step}; continue with --resume --out {args.out}", file=sys.stderr)
+                        sys.exit(128 + received[0])  # as a shell reports the signal
+        print(f"{args.out}/model.pt: {self.step} steps; draw by sample.py, score by fid.py", file=sys.stderr)
+
+    def log(self, **values):
+        """Add this step's values to the means that the next line of log.csv will hold.
+
+        A value is a scalar tensor, or a pair (sum, count) of tensors of shape (T+1,): one mean for each t = 1..T.
+        """
+        for name, value in values.items():
+            total, count = value if isinstance(value, tuple) else (value, torch.ones(()))
+            old_total, old_count = self.sums.get(name, (0, 0))
+            self.sums[name] = (old_total + total.detach(), old_count + count)
+
+    # -- the folder ---------------------------------------------------------------------------------------
+
+    def _refuse_a_folder_in_use(self):
+        out = Path(self.args.out)
+        found = [name for name in ("checkpoint.pt", "model.pt", "log.csv") if (out / name).exists()]
+        found += sorted(path.name for path in out.glob("samples-*.png"))
+        if found:
+            advice = "add --resume to continue that run, or choose another --out" if found[0] == "checkpoint.pt" else "choose another --out"
+            raise BadInput(f"{out / found[0]} exists, and a run is never overwritten: {advice}")
+
+    @contextlib.contextmanager
+    def _claimed_folder(self):
+        """Within the block no other run can write into the folder: the system's lock ends with this process."""
+        os.makedirs(self.args.out, exist_ok=True)
+        if not fcntl:
+            yield
+            return
+        folder = os.open(self.args.out, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"another run is writing into {self.args.out}: choose another --out") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            if not self.saved:
+                self._refuse_a_folder_in_use()  # again: another run may have come and gone
+            yield
+        finally:
+            os.close(folder)
+
+    def _means(self):
+        means = {}
+        for name, (total, count) in self.sums.items():
+            mean = total / count.to(total.device)
+            if mean.dim():
+                means |= {f"{name}_{t}": value for t, value in enumerate(mean.tolist()) if t > 0}
+            elif mean.isfinite():
+                means[name] = mean.item()
+            else:
+                self._diverged(f"{name} is {mean.item()}")
+        return means
+
+    def _diverged(self, what):
+        kept = f"{self.path} holds the last good step" if self.path.exists() else "nothing was saved yet"
+        raise SystemExit(f"step {self.step}: {what}; {kept}. Begin again with a lower learning rate, or with --no-amp")
+
+    def _note_row(self):
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **self._means()}
+        if abs(row.get("gap_1", 1)) < 0.1:  # with bad samples that is a failed run, no equilibrium
+            tqdm.write(f"step {self.step}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, so D is at chance. If the samples "
+                       "are bad: lower --lr-g, raise --lr-d or change the penalties", file=sys.stderr)
+        self.rows.append(row)
+        self.sums = {}
+
+    def _save(self):
+        self._means()  # ends the run if a loss is not finite
+        out, weights, cuda = Path(self.args.out), self.ema.module.state_dict(), self.args.device.type == "cuda"
+        averaged = copy.copy(self.model)
+        averaged.network = self.ema.module
+        try:
+            grid = averaged.generate(64, batch=64, amp=self.amp, **averaged.fast_sampler())
+        except BadInput as error:  # they are not finite
+            self._diverged(str(error))
+        with write_atomically(out / "model.pt") as temporary:
+            half = {name: value.half() for name, value in weights.items()}
+            torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
+        cli.save_grid(grid, out / f"samples-{self.step:06d}.png")
+        if self.rows:
+            with write_atomically(out / "log.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+        training = {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
+            "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
+        }
+        with write_atomically(self.path) as temporary:  # last, so that a run cut short before it does all this again
+            torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
+
+    def _restore(self, training):
+        to = self.args.device
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(training["parts"][name])
+                if isinstance(part, CosineAnnealingLR) and part.T_max != self.args.steps:  # the run was lengthened
+                    part.T_max = self.args.steps
+                    for group, lr in zip(part.optimizer.param_groups, part.base_lrs):
+                        group["lr"] = lr * (1 + math.cos(math.pi * part.last_epoch / part.T_max)) / 2
+            self.step, self.seconds, self.rows = training["step"], training["seconds"], training["rows"]
+            self.sums = {name: (total.to(to), count.to(to)) for name, (total, count) in training["sums"].items()}
+            torch.set_rng_state(training["random"])
+            if training["random_cuda"] is not None and to.type == "cuda":
+                torch.cuda.set_rng_state(training["random_cuda"], to)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = one_line(error)[:99]  # load_state_dict names every weight
+            raise BadInput(f"{self.path} does not fit this version of the trainer ({reason}): begin a new run") from error
+
+
+def exponential_moving_average(network, decay):
+    """theta' <- d theta' + (1 - d) theta, with d rising to `decay` so that the first weights are soon forgotten."""
+
+    def average(averages, weights, _):
+        n = int(model.n_averaged)  # it stays on the CPU
+        d = min(decay, (1 + n) / (10 + n))  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
+        get_ema_multi_avg_fn(d)(averages, weights, n)
+
+    model = AveragedModel(network, multi_avg_fn=average)
+    return model

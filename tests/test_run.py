@@ -1,0 +1,257 @@
+"""run.py and model.py: your own images, defaults that suit the machine, a run that nothing overwrites, notebooks."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import HOME
+from PIL import Image
+
+import cli
+import fid
+import sample
+import train_ddgan
+import train_ddpm
+import train_siddm
+from model import load
+from run import Run, parse, training_parser
+
+TINY = ["--preset", "cpu", "--width", "8", "--batch", "4", "--device", "cpu", "--T", "2"]
+TRAINERS = {"DDPM": train_ddpm, "DDGAN": train_ddgan, "SIDDM": train_siddm}
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A folder, made the current one, with images of several kinds."""
+    monkeypatch.chdir(tmp_path)
+    np.save("grey.npy", noise(12, 28, 28))
+    np.save("colour.npy", noise(12, 3, 32, 32))
+    np.save("wide.npy", noise(12, 2, 8, 12))
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(noise(12, 16, 16)):
+        Image.fromarray(image).save(f"pictures/{i}.png")
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        header = bytes([0, 0, 8, 3]) + np.array([12, 28, 28], ">i4").tobytes()
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + noise(12, 28, 28).tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([12], ">i4").tobytes() + bytes(12))
+    return tmp_path
+
+
+# Your own images
+
+@pytest.mark.parametrize(("data", "shape"), [("mnist", (1, 28, 28)), ("colour.npy", (3, 32, 32)), ("pictures", (1, 16, 16)),
+                                             ("wide.npy", (2, 8, 12)), ("grey.npy", (1, 28, 28))])
+@pytest.mark.parametrize("method", TRAINERS)
+def test_any_images_are_trained_resumed_sampled_and_scored(method, data, shape, images, monkeypatch, capsys):
+    TRAINERS[method].main([*TINY, "--data", data, "--steps", "2", "--out", "run"])
+    TRAINERS[method].main(["--resume", "--steps", "3", "--out", "run", "--device", "cpu"])
+    assert f"on {data} (12 images, {' x '.join(map(str, shape))})" in capsys.readouterr().err
+    model = load("run/model.pt")
+    assert model.shape == shape and model.args["data"] == data and model.args["step"] == 3
+    assert model.generate(2).shape == (2, *shape)
+    sample.main(["run/model.pt", "-n", "6", "--npy", "samples.npy", "--device", "cpu"])
+    assert np.load("samples.npy").shape == (6, *shape) and Image.open("samples.png").size[0] > 0
+    sample.main(["run/model.pt", "-n", "2", "--denoise", "0.5", "--out", "denoised.png", "--device", "cpu"])
+    if shape == (1, 28, 28):
+        fid.main(["run/model.pt", "samples.npy", "--features", "fashion", "--samples", "6", "--device", "cpu"])
+        assert capsys.readouterr().out.count(f"reference {data.removesuffix('.npy')} train") == 2
+    else:  # what fits InceptionV3 is scored there with random weights, below; here: which features fit
+        with pytest.raises(cli.BadInput, match="--features fashion does not fit"):
+            fid.main(["run/model.pt", "--features", "fashion", "--samples", "6", "--device", "cpu"])
+
+
+def test_colour_images_are_scored_on_inceptions_layout(images, monkeypatch, capsys):
+    from torchvision.models import Inception3
+
+    torch.manual_seed(0)
+    torch.save(Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict(), "weights.pth")
+    fid.main(["colour.npy", "--reference", "colour.npy", "--inception-weights", "weights.pth", "--device", "cpu"])
+    assert "FID 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "named"), [((4, 30, 28), "28 x 28 or 32 x 28"), ((4, 3, 2, 9), "4 x 8 or 4 x 12")])
+def test_a_size_that_the_strides_do_not_allow_names_the_nearest_ones(shape, named, images):
+    np.save("odd.npy", noise(*shape))
+    with pytest.raises(cli.BadInput, match=named):
+        train_ddgan.main([*TINY, "--data", "odd.npy", "--out", "run"])
+    assert not os.path.exists("run")
+
+
+@pytest.mark.parametrize("kind", ["empty", "mixed", "floats", "truncated", "absent"])
+@pytest.mark.parametrize("script", ["train_ddpm.py", "train_ddgan.py", "train_siddm.py"])
+def test_what_cannot_be_trained_on_is_one_line_and_never_another_data_set(script, kind, images, monkeypatch, capsys):
+    os.mkdir("empty")
+    os.mkdir("mixed")
+    for name, size in (("a.png", (8, 8)), ("b.png", (12, 8))):
+        Image.fromarray(noise(*size)).save(f"mixed/{name}")
+    np.save("floats.npy", noise(4, 8, 8).astype(np.float32))
+    with open("grey.npy", "rb") as whole, open("truncated.npy", "wb") as cut:
+        cut.write(whole.read()[:-100])
+    path = kind if kind in ("empty", "mixed", "absent") else f"{kind}.npy"
+    monkeypatch.setattr(sys, "argv", [script, *TINY, "--data", path, "--out", "run"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(HOME / script), run_name="__main__")
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and path in err and not os.path.exists("run")
+
+
+# Defaults
+
+@pytest.mark.parametrize("trainer", TRAINERS.values())
+def test_help_shows_the_values_that_will_be_used(trainer, capsys):
+    shown = {}
+    for preset in ("cpu", "gpu"):
+        with pytest.raises(SystemExit) as end:
+            trainer.main(["--preset", preset, "--help"])
+        assert end.value.code == 0
+        shown[preset] = " ".join(capsys.readouterr().out.split())
+    assert "optimiser steps (default: 60000)" in shown["gpu"] and "optimiser steps (default: 60000)" not in shown["cpu"]
+    assert "images in a step (default: 128)" in shown["gpu"] and "multiple of 8 (default: 64)" in shown["gpu"]
+    assert "(default: None)" not in shown["gpu"].replace("computes in it (default: None)", "")
+
+
+def test_help_of_an_objective_shows_its_recipe(capsys):
+    for objective, rate in (("js", "0.0002"), ("wasserstein", "0.0001")):
+        with pytest.raises(SystemExit):
+            train_ddgan.main(["--objective", objective, "--help"])
+        assert f"falling to 0 as a cosine (default: {rate})" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("device", "preset", "steps"), [("cpu", "cpu", 7000), ("cuda", "gpu", 60000)])
+def test_without_preset_it_is_the_machines(device, preset, steps):
+    parser = training_parser("A trainer.", T=4, out="runs/x")
+    parser.set_defaults(device=torch.device(device))
+    args = parse(parser, [], cpu={"steps": 7000})
+    assert (args.preset, args.steps) == (preset, steps)
+    assert parse(parser, ["--steps", "5", "--preset", "cpu"], cpu={"steps": 7000}).steps == 5
+
+
+# A run is never overwritten
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.pt", "log.csv", "samples-000100.png"])
+def test_a_folder_that_holds_any_file_of_a_run_is_refused(name, images):
+    os.mkdir("run")
+    with open(f"run/{name}", "w") as file:
+        file.write("mine")
+    with pytest.raises(cli.BadInput, match=f"run/{name} exists.*choose another --out"):
+        train_ddpm.main([*TINY, "--data", "grey.npy", "--out", "run"])
+    assert os.listdir("run") == [name]
+
+
+def test_a_run_claims_its_folder_when_it_begins(images):
+    flags = [*TINY, "--data", "grey.npy", "--steps", "100000", "--every", "100000", "--out", "run"]
+    first = subprocess.Popen([sys.executable, HOME / "train_ddpm.py", *flags], stderr=subprocess.PIPE, text=True)
+    try:
+        while not os.path.isdir("run"):
+            assert first.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        with pytest.raises(cli.BadInput, match="another run is writing into run"):
+            train_ddpm.main(flags)
+        first.send_signal(signal.SIGHUP)  # a closed terminal
+        _, err = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert first.returncode == 128 + signal.SIGHUP and "--resume" in err and "Traceback" not in err
+    assert "checkpoint.pt" in os.listdir("run")
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli.signals_noted() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def rates(folder):
+    parts = torch.load(f"{folder}/checkpoint.pt", weights_only=True)["training"]["parts"]
+    return [parts[name]["param_groups"][0]["lr"] for name in parts if name.startswith("optimizer")]
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_a_run_can_be_lengthened_and_its_rates_go_on_as_those_of_the_longer_one(method, images):
+    flags = [*TINY, "--data", "grey.npy", "--every", "4"]
+    TRAINERS[method].main([*flags, "--steps", "4", "--out", "short"])
+    TRAINERS[method].main(["--resume", "--steps", "8", "--out", "short"])
+    TRAINERS[method].main([*flags, "--steps", "8", "--out", "long"])
+    assert torch.load("short/model.pt", weights_only=True)["args"]["step"] == 8
+    assert torch.load("short/model.pt", weights_only=True)["args"]["steps"] == 8
+    assert rates("short") == pytest.approx(rates("long"), abs=1e-9)
+    TRAINERS[method].main(["--resume", "--steps", "12", "--out", "short"])  # from its end, where the rate was 0
+    TRAINERS[method].main([*flags, "--steps", "12", "--out", "longer"])
+    assert rates("short") == pytest.approx(rates("longer"), abs=1e-9)
+
+
+# Notebooks
+
+def test_the_three_lines_for_a_notebook(images):
+    pictures = load(HOME / "weights/ddgan.pt").generate(4)
+    assert pictures.shape == (4, 1, 28, 28) and pictures.dtype == torch.uint8
+    argv = sys.argv
+    train_ddgan.main([*TINY, "--data", "grey.npy", "--steps", "1", "--out", "run"])
+    assert sys.argv is argv and os.path.exists("run/model.pt")
+
+
+def test_a_run_takes_arguments_that_somebody_else_parsed(images):
+    args = parse(training_parser("A trainer.", T=4, out="mine"), [*TINY, "--data", "grey.npy", "--steps", "2"], cpu={})
+    run = Run("DDPM", args)
+    steps = 0
+    for _ in run.steps():
+        assert run.batch().shape == (4, 1, 28, 28)
+        run.log(loss=torch.zeros(()))
+        steps += 1
+    assert steps == 2 and os.path.exists("mine/model.pt")
+
+
+@pytest.mark.parametrize("name", ["sample.py", "fid.py", "train_ddgan.py", "toy.py"])
+def test_every_script_works_from_a_notebooks_cell(name, images):
+    """!python sample.py ..., where MPLBACKEND names a backend that the virtual environment does not have."""
+    flags = {"sample.py": [HOME / "weights/ddgan.pt", HOME / "weights/siddm.pt", "-n", "2"],
+             "fid.py": ["grey.npy", "--reference", "grey.npy", "--features", "fashion"],
+             "train_ddgan.py": [*TINY, "--data", "grey.npy", "--steps", "1", "--out", "run"],
+             "toy.py": ["--steps", "1", "--batch", "8"]}[name]
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, HOME / name, *flags], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# Weights that are not finite, names that stdout has not
+
+def test_weights_that_are_not_finite_are_one_line(images, monkeypatch, capsys):
+    saved = torch.load(HOME / "weights/ddgan.pt", weights_only=True)
+    saved["weights"] = {name: value * float("nan") for name, value in saved["weights"].items()}
+    torch.save(saved, "nan.pt")
+    for main in (sample.main, fid.main):
+        with pytest.raises(cli.BadInput, match="nan.pt has weights that are NaN"):
+            main(["nan.pt"])
+    saved["weights"] = {name: torch.full_like(value, 60000.0) for name, value in saved["weights"].items()}
+    torch.save(saved, "huge.pt")
+    with pytest.raises(cli.BadInput, match="NaN or infinite"):
+        sample.main(["huge.pt", "-n", "2"])
+
+
+@pytest.mark.parametrize("name", ["漢字.png", os.fsdecode(b"\xff\xfe.png")])
+def test_a_name_that_stdout_cannot_print_loses_no_work(name, images):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, HOME / "sample.py", HOME / "weights/ddgan.pt", "-n", "2", "--out", name, "--npy", name[:-4] + ".npy"]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.path.exists(name) and np.load(name[:-4] + ".npy").shape == (2, 1, 28, 28)
