@@ -1,11 +1,16 @@
 """Claims of sections 2.1, 2.3 and 2.4 about losses.py."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+import losses
+import train_ddgan
+import train_ddpm
+import train_siddm
 from diffusion import Diffusion, at
 from losses import (
     GENERATOR_LOSSES,
@@ -23,7 +28,6 @@ from losses import (
     r1_penalty,
     weighted_loss,
 )
-from train_ddgan import recipe
 
 JS, HELLINGER, REVERSE_KL, TOTAL_VARIATION, WASSERSTEIN, KL, PEARSON = (
     OBJECTIVES[name] for name in ("js", "hellinger", "reverse-kl", "total-variation", "wasserstein", "kl", "pearson"))
@@ -267,9 +271,54 @@ def test_a_critic_that_does_not_return_one_number_an_image_is_refused(shape):
             loss(V)
 
 
+def networks(d_out=1):
+    """G(x_t, z, t), D(x_{t-1}, x_t, t), SIDDM's D(x_{t-1}, t) and eps_theta(x_t, t) on points of two dimensions, with one optimizer each."""
+    layers = [torch.nn.Linear(n, m) for n, m in ((2 + 3 + 1, 2), (2 + 2 + 1, 1), (2 + 1, 5), (2 + 1, 2))]
+
+    def call(layer, *inputs):
+        return layer(torch.cat([x.float().view(len(x), -1) for x in inputs], 1))
+
+    class Network(torch.nn.Module):
+        def __init__(self, layer, out):
+            super().__init__()
+            self.layer, self.out = layer, out
+
+        def forward(self, *inputs):
+            return self.out(call(self.layer, *inputs))
+
+    outs = [lambda h: h, lambda h: h.squeeze(1) if d_out == 1 else h, lambda h: (h[:, 0], h[:, 1:3], h[:, 3:]), lambda h: h]
+    made = [Network(layer, out) for layer, out in zip(layers, outs)]
+    return made, [torch.optim.SGD(network.parameters(), lr=0.1) for network in made]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_with_a_critic_of_shape_b_1_is_refused_before_anything_is_trained(objective):
+    (G, D, *_), (of_G, of_D, *_) = networks(d_out=0)
+    before = [p.clone() for network in (G, D) for p in network.parameters()]
+    with pytest.raises(ValueError, match=r"\(8, 1\): it must be \(B,\)"):
+        train_ddgan.train_step(G, D, of_G, of_D, torch.randn(8, 2), Diffusion(4), 3, OBJECTIVES[objective])
+    assert all(torch.equal(a, b) for a, b in zip(before, (p for network in (G, D) for p in network.parameters())))
+
+
+def test_a_training_step_can_be_carried_away_with_torch_and_at_most_losses_py():
+    """Its source alone, run where nothing but torch and, for the GANs, losses.py is known."""
+    (G, D, critic, eps_theta), (of_G, of_D, of_critic, of_eps) = networks()
+    x_0, diffusion = torch.randn(8, 2), Diffusion(4)
+    alone = {"torch": torch, "F": torch.nn.functional}
+    with_losses = alone | {name: value for name, value in vars(losses).items() if not name.startswith("_")}
+    for module, names, arguments in ((train_ddpm, alone, (eps_theta, of_eps, x_0, diffusion)),
+                                     (train_ddgan, with_losses, (G, D, of_G, of_D, x_0, diffusion, 3)),
+                                     (train_siddm, with_losses, (G, critic, of_G, of_critic, x_0, diffusion, 3))):
+        names = dict(names)
+        exec(inspect.getsource(module.train_step), names)  # noqa: S102 - that is what a reader does
+        assert all(value is not None for value in names["train_step"](*arguments).values())
+    imported = {line.split()[1].split(".")[0] for line in inspect.getsource(losses).splitlines() if line.startswith(("import", "from"))}
+    assert imported == {"math", "collections", "dataclasses", "torch"}
+
+
 def test_a_new_divergence_is_one_row_and_nothing_else(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mine", JS)
-    assert recipe("mine", 4) == recipe("js", 4)
+    assert train_ddgan.recipe("mine", 4) == train_ddgan.recipe("js", 4)
 
 
 def test_the_gradient_penalty_makes_a_critic_estimate_w1():

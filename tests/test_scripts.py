@@ -254,6 +254,7 @@ BAD = {
     "variance with DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--variance", "beta"], "--variance beta"),
     "a batch of no fours at T = 1": (["train_ddgan.py", *TINY, "--batch", "6", "--T", "1", "--out", "{tmp}/w"], "--batch 6"),
     "(6) with one step": (["experiments/ablation.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"], "--T 2"),
+    "the bound of one image": (["experiments/bound.py", "{runs}/DDPM/model.pt", "--batch", "1"], "at least 2"),
     "eta above 1": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--eta", "2"], "2"),
     "samples with --denoise": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.5", "--npy", "{tmp}/x.npy"], "--npy"),
     "a table of nothing": (["fid.py", "--csv", "{tmp}/none.csv", "--table"], "--csv"),
