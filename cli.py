@@ -32,11 +32,19 @@ class BadInput(ValueError):
     """A user's mistake: a message of one line that names the value and the way out."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, but where there is none, or where the text itself says it."""
+
+    def _get_help_string(self, action):
+        told = action.default is None or action.default is False or "default" in action.help
+        return action.help if told else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that shows the defaults, and answers a wrong flag with one line instead of the whole usage."""
 
-    def __init__(self, *args, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs):
-        super().__init__(*args, formatter_class=formatter_class, allow_abbrev=False, **kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")

@@ -128,8 +128,7 @@ class Run:
             low, high = ([n // stride * stride or stride for n in (H + add, W + add)] for add in (0, stride - 1))
             raise BadInput(f"--data {args.data}: its images of {H} x {W} do not fit the networks, whose sides are multiples of "
                            f"{stride}: cut or enlarge them to {low[0]} x {low[1]} or {high[0]} x {high[1]}")
-        self.images = self.images.to(args.device)
-        self.sizes = {**sizes, "channels": C}  # of all networks
+        self.images, self.sizes = self.images.to(args.device), {**sizes, "channels": C}  # sizes: of all networks
         flags = {name: value for name, value in vars(args).items() if name not in NOT_SAVED}
         latent = {"z_dim": args.z_dim} if "z_dim" in args else {}
         self.amp = computes_in_bf16(args.device) if args.amp is None else args.amp

@@ -142,7 +142,8 @@ def main(argv=None):
         images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, **arguments)
         rate = args.n / (time.perf_counter() - start)
         name = f"{model.label}, T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
-        report.append(f"{path}: {name}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device}")
+        report.append(f"{path}: {name}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device} "
+                      f"(seed {args.seed}, batch {args.batch})")
         rows.append((name, images))
     if args.npy:
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:
