@@ -242,7 +242,7 @@ def subplots(*shape, **options):
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
-    grid = {name: options.pop(name) for name in ("squeeze", "width_ratios") if name in options}
+    grid = {name: options.pop(name) for name in ("squeeze", "width_ratios", "height_ratios") if name in options}
     figure = Figure(**options)
     return figure, figure.subplots(*shape, **grid)
 

@@ -163,6 +163,19 @@ def gradient_norm(D, x_prev, x_t, t):
     return gradient.flatten(1).norm(dim=1)  # (B, ...) -> (B,)
 
 
+def energy_score(x_0, x_0_fake, x_0_fake_2):
+    """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score of Gneiting and Raftery 2007, eq. (21). Ours here.
+
+    x_0 ~ q(x_0 | x_t) and two draws g, g' = G(x_t, z, t), G(x_t, z', t) for each x_t, all (B, ...). A strictly proper scoring rule:
+    it is smallest only where g is distributed as x_0 is, given x_t, so that a G that ignores z pays the second term.
+    """
+    def distance(a, b):
+        return (a - b).flatten(1).norm(dim=1) / a[0].numel() ** 0.5  # (B, ...) -> (B,); where a = b its gradient is 0
+
+    to_data = (distance(x_0, x_0_fake) + distance(x_0, x_0_fake_2)) / 2
+    return (to_data - distance(x_0_fake, x_0_fake_2) / 2).mean()
+
+
 # -- DDPM: section 2.1, eq. (6) and the other terms of the bound (5) ----------------------------------------
 
 

@@ -116,7 +116,7 @@ LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D 
 
 
 def train(method, T, args, seed, afd):
-    """Train one model; returns its network, averaged, and its Diffusion. args: the flags objective, r1, reg, z_dim, steps, batch."""
+    """Train one model; returns its network, averaged, and its Diffusion. args: the flags objective, r1, energy, reg, z_dim, steps, batch."""
     torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
     network = EpsTheta(T) if method == "ddpm" else Generator(T, args.z_dim)
@@ -138,7 +138,7 @@ def train(method, T, args, seed, afd):
         else:
             r1 = args.r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
             train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, objective, generator_loss,
-                                   r1, recipe["gp"], recipe["drift"])
+                                   r1, recipe["gp"], recipe["drift"], args.energy)
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -260,6 +260,7 @@ def main(argv=None):
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
     flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005, but 0 for wasserstein, "
          "which has a penalty of its own)")
+    flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for the same")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")

@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from losses import GENERATOR_LOSSES, OBJECTIVES, discriminator_loss, gradient_penalty, non_saturating_loss, r1_penalty
+from losses import (
+    GENERATOR_LOSSES,
+    OBJECTIVES,
+    discriminator_loss,
+    energy_score,
+    gradient_penalty,
+    non_saturating_loss,
+    r1_penalty,
+)
 from run import Run, parse, training_parser
 from unet import Discriminator
 
@@ -56,11 +64,11 @@ def recipe(objective, T):
 
 
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=OBJECTIVES["js"],
-               generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, amp=False):
+               generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, energy=0.0, amp=False):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns losses and gaps for the log.
 
     G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError. r1, gp, drift: weights of the
-    penalties; amp: compute the networks in bfloat16.
+    penalties, energy: of the energy score; amp: compute the networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -89,8 +97,13 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     with bf16:
         V_fake_new = D(x_prev_fake, x_t, t)
     loss_G = generator_loss(V_fake_new, objective)
+    score = 0.0
+    if energy:
+        with bf16:
+            x_0_fake_2 = G(x_t, torch.randn_like(z), t).float()
+        score = energy_score(x_0, x_0_fake, x_0_fake_2)
     optimizer_G.zero_grad()
-    loss_G.backward()
+    (loss_G + energy * score).backward()
     optimizer_G.step()
     D.requires_grad_(True)
 
@@ -110,6 +123,7 @@ def main(argv=None):
     flag("--gp", type=weight, help="weight of the gradient penalty of v2 (31)")
     flag("--drift", type=weight, help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
     flag("--z-dim", type=cli.number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
+    flag("--energy", type=weight, default=0.0, help="weight of the energy score in G's loss, which makes G use z; ours, not the paper's")
     args = parse(parser, argv, cpu={"steps": 8500, "batch": 32, "width": 40}, depends=lambda args: recipe(args.objective, args.T))
     if args.T == 1 and args.batch % 4:
         raise cli.BadInput(f"--batch {args.batch} with --T 1: D compares images four by four, so give a multiple of 4")
@@ -129,7 +143,7 @@ def main(argv=None):
     for _ in run.steps(**parts):
         r1 = args.r1 * R1_EVERY if run.step % R1_EVERY == 0 else 0.0
         run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective, generator_loss,
-                             r1, args.gp, args.drift, run.amp))
+                             r1, args.gp, args.drift, args.energy, run.amp))
         scheduler.step()
         run.ema.update_parameters(G)
 
