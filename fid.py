@@ -26,8 +26,7 @@ import torch
 from cli import BadInput, check_writable, number, one_line, write_atomically
 from data import load as load_images
 from features import INCEPTION, check_shape, extract, load_features
-from model import load
-from sample import add_sampler_flags, sampler_flags
+from model import add_sampler_flags, load, sampler_flags
 
 COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed", "batch",
            "fid", "spread", "precision", "recall", "seconds"]  # steps: network evaluations (NFE); seconds: for 1,000 images

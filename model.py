@@ -4,12 +4,14 @@
     images = load("weights/ddgan.pt").generate(16)    # uint8 (16, 1, 28, 28)
 """
 
+import argparse
 import warnings
 
 import torch
 from tqdm import tqdm
 
-from cli import BadInput, default_device, one_line
+import cli
+from cli import BadInput, one_line
 from data import to_uint8
 from diffusion import Diffusion, at
 from unet import Generator, UNet
@@ -31,7 +33,7 @@ def load(path, device=None):
 
     Raises BadInput for a file that is missing, damaged or not one of ours.
     """
-    device = default_device() if device is None else device
+    device = cli.default_device() if device is None else device
     saved = read_checkpoint(path, device)
     try:
         model = Model(saved["args"], device)
@@ -153,3 +155,28 @@ def eps_from(predict, output, x_t, t, diffusion):
         alpha, beta, variance = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta, diffusion.one_minus_alpha_bar))
         return (x_t - torch.sqrt(alpha) * output) * torch.sqrt(variance) / beta
     return output
+
+
+# -- flags ----------------------------------------------------------------------------------------------------
+
+
+def add_sampler_flags(parser):
+    """The flags of `Model.sampler` and `Model.generate`, for sample.py and fid.py."""
+    flag = parser.add_argument
+    flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (default: ancestral), or DDIM")
+    flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps out of its T (default: all)")
+    flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral sampling)")
+    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: the posterior's, beta_tilde)")
+    flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
+    flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; another batch, or "
+         "another number of images, draws other images from the same seed")
+    flag("--device", type=cli.device, default=cli.default_device(), help="where to sample")
+    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware computes in it)")
+
+
+def sampler_flags(args, models):
+    """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
+    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
+    methods = {model.method for model in models}
+    mixed = len(methods) > 1 and "DDPM" in methods
+    return [{} if mixed and model.method != "DDPM" else flags for model in models]

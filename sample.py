@@ -12,7 +12,6 @@ A checkpoint rebuilds its own network, so its path is all that is needed. Prints
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import argparse
 import os
 import time
 
@@ -22,29 +21,7 @@ import torch
 from cli import BadInput, check_writable, label, number, save_figure, write_atomically
 from data import load as load_images
 from data import normalize, to_uint8
-from model import load
-
-
-def add_sampler_flags(parser):
-    """The flags with which sample.py and fid.py draw images from a checkpoint."""
-    flag = parser.add_argument
-    flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (default: ancestral), or DDIM")
-    flag("--steps", type=number(int, 1), help="for a DDPM: evenly spaced steps out of its T (default: all)")
-    flag("--eta", type=number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral sampling)")
-    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: the posterior's, beta_tilde)")
-    flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
-    flag("--batch", type=number(int, 1), default=500, help="images at a time: more is faster until memory ends; another batch, or "
-         "another number of images, draws other images from the same seed")
-    flag("--device", type=cli.device, default=cli.default_device(), help="where to sample")
-    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware computes in it)")
-
-
-def sampler_flags(args, models):
-    """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
-    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
-    methods = {model.method for model in models}
-    mixed = len(methods) > 1 and "DDPM" in methods
-    return [{} if mixed and model.method != "DDPM" else flags for model in models]
+from model import add_sampler_flags, load, sampler_flags
 
 
 def denoise(model, x_0, s, draws, seed=0):
