@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
 
@@ -122,7 +123,8 @@ def script(main):
         discard_stdout()
         sys.exit(141)  # 128 + SIGPIPE
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
+        full = any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
+        if not full and not isinstance(error, MemoryError):
             raise
         fail(f"the memory is full ({one_line(error)[:99] or 'MemoryError'}): try a smaller --batch")
     finally:
@@ -249,7 +251,8 @@ def subplots(*shape, **options):
 
 def save_figure(figure, path, dpi=150):
     """Write a matplotlib figure as PNG."""
-    with write_atomically(path) as temporary:
+    with write_atomically(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name in letters that the font lacks
         figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
 
 

@@ -114,8 +114,10 @@ def load_named(name, split, root):
         except RuntimeError as error:
             if "not found" not in str(error):
                 raise
-            fetch(data_set, name, root)
-            found = data_set(root, train=split == "train")
+            with tempfile.TemporaryDirectory() as elsewhere:  # for a root that cannot be written to
+                place = elsewhere if name == "fashion-mnist" and DEBIAN.exists() and not can_write(root) else root
+                fetch(data_set, name, place)
+                found = data_set(place, train=split == "train")
         images = torch.as_tensor(found.data)
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
         normalize(images[:1])
@@ -123,8 +125,15 @@ def load_named(name, split, root):
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         raise BadInput(f"{name} in {root} cannot be read ({one_line(error)[:150] or type(error).__name__}): "
-                       f"delete {Path(root, DATA_SETS[name])}, to have it fetched again") from error
+                       "delete its files there, to have it fetched again") from error
     return images, torch.as_tensor(found.targets)
+
+
+def can_write(root):
+    with contextlib.suppress(BadInput):
+        check_writable(Path(root, "file"))
+        return True
+    return False
 
 
 def fetch(data_set, name, root):

@@ -130,6 +130,13 @@ def test_debians_folder_is_the_second_place_and_replaces_nothing(root, tmp_path,
     assert broken.read_bytes() == b"broken"
 
 
+def test_debians_files_are_read_even_if_nothing_can_be_written(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "debian")
+    put(tmp_path / "debian", packed=True)
+    (tmp_path / "file").write_text("")
+    assert np.array_equal(data.load("fashion-mnist", "train", tmp_path / "file" / "data")[:, 0], PIXELS)
+
+
 @pytest.mark.parametrize(("content", "says"), [
     (idx(PIXELS)[:-100], "delete"), (b"<html>not found</html>", "delete"), (b"", "delete"), (idx(PIXELS)[:16], "delete"),
     (idx(PIXELS.astype(">f4"))[:2] + b"\x0d" + idx(PIXELS)[3:], "delete"),
