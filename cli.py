@@ -1,4 +1,4 @@
-"""Command-line helpers shared by the scripts: flags, one-line errors, files written whole, pictures without a display.
+"""Command-line helpers shared by the scripts: flags, one-line errors, files written whole.
 
 Scripts import this file first: from then on Ctrl-C ends them quietly, even while torch is still being imported.
 """
@@ -8,12 +8,17 @@ import contextlib
 import errno
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def quiet_interrupt(kind, error, trace):
@@ -52,7 +57,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, low=None, high=None, above=None, below=None):
-    """An argparse type: a finite int or float with low <= value <= high and above < value < below, where given."""
+    """An argparse type: a finite int or float with low <= value <= high and above < value < below, where given.
+
+    An int without `high` is at most a thousand million: what is larger overflows somewhere inside torch.
+    """
+    high = 10**9 if kind is int and high is None else high
     bounds = [f"{word} {bound}" for word, bound in
               (("of at least", low), ("of at most", high), ("above", above), ("below", below)) if bound is not None]
     wanted = " ".join(["an integer" if kind is int else "a number", " and ".join(bounds)]).strip()
@@ -72,6 +81,13 @@ def number(kind, low=None, high=None, above=None, below=None):
 
 
 SEED = number(int, 0, 2**63 - 1)
+
+
+def path(text):
+    """An argparse type: the name of a file or folder. An empty one, as of a variable that is not set, is none."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
+    return text
 
 
 def default_device():
@@ -102,43 +118,45 @@ def one_line(text):
 def script(main):
     """Run main() as a command.
 
-    BadInput and a full memory are one line on stderr and status 2. Ctrl-C is status 130, and a reader of stdout that has
-    left (`| head`) is 141, both quiet. Where stdout or stderr cannot be written to, main() goes on; the status is then 1.
+    BadInput and a full memory are one line on stderr and status 2. Ctrl-C is status 130. Where stdout or stderr cannot be
+    written to, main() goes on, and the status is 1 in the end, or 141, quietly, if the reader has left (`| head`).
     Bugs keep their traceback.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)
     try:
-        main()
+        status = run(main)
         sys.stdout.flush()
-        if sys.stdout.error:
-            discard_stdout()
-            print(f"{Path(sys.argv[0]).name}: error: cannot print: {sys.stdout.error.strerror}", file=sys.stderr)
-            sys.exit(1)
-    except BadInput as error:
-        fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)  # 128 + SIGINT, as a shell reports it
-    except BrokenPipeError:
-        discard_stdout()
-        sys.exit(141)  # 128 + SIGPIPE
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        full = any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
-        if not full and not isinstance(error, MemoryError):
-            raise
-        fail(f"the memory is full ({one_line(error)[:99] or 'MemoryError'}): try a smaller --batch")
+        error = sys.stdout.error
+        if error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit, and would fail again
+            if error.errno == errno.EPIPE:
+                sys.exit(141)  # 128 + SIGPIPE
+            print(f"{Path(sys.argv[0]).name}: error: cannot print: {error.strerror}", file=sys.stderr)
+        if status or error:
+            sys.exit(status or 1)
     finally:
         sys.stdout, sys.stderr = streams
 
 
-def discard_stdout():
-    """Send what is left to print to nowhere: Python flushes it once more at exit, and would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def fail(message):
-    print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
+def run(main):
+    """The exit status of main(), with its error told in one line."""
+    try:
+        main()
+        return 0
+    except SystemExit as end:
+        return end.code
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as a shell reports it
+    except BadInput as error:
+        message = one_line(error)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        full = any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
+        if not full and not isinstance(error, MemoryError):
+            raise
+        message = f"the memory is full ({one_line(error)[:99] or 'MemoryError'}): try a smaller --batch, or fewer images"
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return 2
 
 
 class Stream:
@@ -160,8 +178,6 @@ class Stream:
         try:
             return function(*args)
         except OSError as error:
-            if error.errno == errno.EPIPE and self.stream is sys.__stdout__:
-                raise
             self.error = error
 
     def __getattr__(self, name):
@@ -170,7 +186,9 @@ class Stream:
 
 @contextlib.contextmanager
 def signals_noted():
-    """Within the block Ctrl-C, SIGTERM and SIGHUP only add their number to the list that it yields; a second one stops at once.
+    """Within the block Ctrl-C, SIGTERM and SIGHUP only add their number to the list that it yields; a second Ctrl-C stops at once.
+
+    (Not a second SIGHUP: a terminal that closes may send two.)
 
     What is ignored stays so (nohup), and outside the main thread, where Python takes no signals, nothing changes.
     """
@@ -181,7 +199,8 @@ def signals_noted():
 
     def note(number, frame):
         received.append(number)
-        signal.signal(number, handlers[number])
+        if number == signal.SIGINT:
+            signal.signal(number, handlers[number])
 
     try:
         for number in handlers:
@@ -190,6 +209,12 @@ def signals_noted():
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def printable(name):
+    """A file's name without what a terminal or a table would stumble over."""
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -201,11 +226,48 @@ def check_writable(path):
     try:
         if target.exists() and not target.is_file():  # a folder, or a device that os.replace would destroy
             raise OSError(None, "it exists and is not a file")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise OSError(None, "it is read-only")
         folder = next(parent for parent in target.parents if parent.exists())
         tempfile.TemporaryFile(dir=folder).close()
         target.exists()  # raises for a name that is too long
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another path") from error
+
+
+def check_outputs(*outputs, inputs=()):
+    """check_writable for each output that is given, and BadInput if one is an input or another output: nothing is overwritten."""
+    taken = {os.path.realpath(path): path for path in inputs}
+    for path in outputs:
+        if path is None:
+            continue
+        check_writable(path)
+        place = os.path.realpath(path)
+        if place in taken:
+            raise BadInput(f"{path} would be written over {taken[place]}, which is read or written here too: choose another name")
+        taken[place] = path
+
+
+@contextlib.contextmanager
+def locked_folder(folder, wait=True):
+    """Within the block no other process is in such a block for the folder; raises BlockingIOError if it is not to wait.
+
+    The system's lock ends with the process. Without locks (Windows, some file systems) nothing is held.
+    """
+    if not fcntl:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -222,6 +284,8 @@ def write_atomically(path):
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save on a full disk
@@ -231,50 +295,3 @@ def write_atomically(path):
     finally:
         with contextlib.suppress(OSError):  # most often: it has been moved into place
             temporary.unlink()
-
-
-# -- pictures -------------------------------------------------------------------------------------------------
-
-
-def subplots(*shape, **options):
-    """matplotlib's subplots without pyplot, so that no display is needed, whatever backend MPLBACKEND names."""
-    backend = os.environ.pop("MPLBACKEND", None)  # one that is not installed would stop the import
-    try:
-        from matplotlib.figure import Figure
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    grid = {name: options.pop(name) for name in ("squeeze", "width_ratios", "height_ratios") if name in options}
-    figure = Figure(**options)
-    return figure, figure.subplots(*shape, **grid)
-
-
-def save_figure(figure, path, dpi=150):
-    """Write a matplotlib figure as PNG."""
-    with write_atomically(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name in letters that the font lacks
-        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
-
-
-def label(name):
-    """A file's name for a figure or a table: printable, and none of it read as mathematics or as a hidden legend."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def image_grid(images, columns):
-    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3). Of C other than 1 or 3 the first channel is shown."""
-    from torchvision.utils import make_grid
-
-    shown = images if images.shape[1] in (1, 3) else images[:, :1]
-    return make_grid(shown, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()  # (3, H', W') -> (H', W', 3)
-
-
-def save_grid(images, path, columns=8):
-    """Write uint8 images (N, C, H, W) as one PNG of `columns` columns, each pixel twice as wide and high."""
-    from PIL import Image
-
-    grid = Image.fromarray(image_grid(images, columns))
-    with write_atomically(path) as temporary:
-        grid.resize((2 * grid.width, 2 * grid.height), resample=0).save(temporary, "PNG")

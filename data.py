@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, sec. 3: Fashion-MNIST, other sets of torchvision, your own images; and the mapping to [-1, 1].
+"""Data sets as uint8 tensors, sec. 3: Fashion-MNIST, other sets of torchvision, your own images; the mapping to [-1, 1]; pictures.
 
     images = load()                       # Fashion-MNIST's training set, uint8 (60000, 1, 28, 28), from disk or fetched
     images = load("my.npy")               # your own: an .npy file, uint8 (N, H, W) or (N, C, H, W), or a folder of images
@@ -14,12 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cli import BadInput, check_writable, one_line, write_atomically
+from cli import BadInput, check_writable, one_line, printable, write_atomically
 
 DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}  # torchvision's names
 IDX_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -54,9 +55,13 @@ def load(data="fashion-mnist", split="train", root="data", labels=False):
         return (images, targets) if labels else images
     if labels:
         raise BadInput(f"{data} has no labels: choose one of {', '.join(DATA_SETS)}")
-    if Path(data).is_dir():
+    try:
+        folder, there = Path(data).is_dir(), Path(data).exists()
+    except OSError as error:  # too long a name, or a folder that may not be read
+        raise BadInput(f"cannot read {data}: {error.strerror}") from error
+    if folder:
         return load_folder(data)
-    if not Path(data).exists():
+    if not there:
         raise BadInput(f"{data} is neither a data set ({', '.join(DATA_SETS)}) nor a file or folder that is there")
     return load_npy(data)
 
@@ -67,10 +72,12 @@ def load_npy(path):
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
             raise ValueError(f"it holds {images.dtype} {images.shape}")
+        if images.ndim == 4 and images.shape[3] <= 4 < images.shape[1]:
+            raise ValueError(f"it holds {images.shape}, which looks like (N, H, W, C): transpose it")
     except Exception as error:  # not an .npy, an .npz, objects, cut short
         raise BadInput(f"{path} is no .npy file of images, uint8 (N, H, W) or (N, C, H, W) ({one_line(error)[:150]}): "
                        "write one by numpy.save, or give a folder of images") from error
-    images = torch.from_numpy(np.array(images))
+    images = torch.from_numpy(np.array(images, order="C"))
     return images.unsqueeze(1) if images.dim() == 3 else images  # (N, H, W) -> (N, 1, H, W)
 
 
@@ -78,7 +85,11 @@ def load_folder(path):
     """All images in a folder and its subfolders, in the order of their names: uint8 (N, 1 or 3, H, W), or BadInput."""
     from PIL import Image
 
-    files, arrays = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES), []
+    def refuse(error):
+        raise BadInput(f"{error.filename} cannot be read ({error.strerror}): make it readable or move it away")
+
+    found = [Path(folder, name) for folder, _, names in os.walk(path, onerror=refuse) for name in names]
+    files, arrays = sorted(file for file in found if file.suffix.lower() in SUFFIXES), []
     if not files:
         raise BadInput(f"{path} is a folder without images ({' '.join(SUFFIXES)})")
     for file in files:
@@ -146,7 +157,7 @@ def fetch(data_set, name, root):
                     unpack(packed, raw / file)
         if all((raw / file).exists() for file in IDX_FILES):
             return
-    check_writable(Path(root, "file"))
+    check_writable(raw / IDX_FILES[0] if name != "cifar10" else Path(root, "cifar-10-python.tar.gz"))
     Path(root).mkdir(parents=True, exist_ok=True)
     print(f"{name} is not on this machine: fetching it into {root}", file=sys.stderr)
     for source in (from_torchvision, from_debian)[:2 if name == "fashion-mnist" else 1]:
@@ -215,3 +226,49 @@ def from_debian(data_set, temporary):
     for file in IDX_FILES:
         unpack(temporary / "unpacked" / DEBIAN.relative_to("/") / f"{file}.gz", temporary / "root" / data_set.__name__ / "raw" / file)
     return temporary / "root"
+
+
+# -- pictures -------------------------------------------------------------------------------------------------
+
+
+def subplots(*shape, **options):
+    """matplotlib's subplots without pyplot, so that no display is needed, whatever backend MPLBACKEND names."""
+    backend = os.environ.pop("MPLBACKEND", None)  # one that is not installed would stop the import
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    grid = {name: options.pop(name) for name in ("squeeze", "width_ratios", "height_ratios") if name in options}
+    figure = Figure(**options)
+    return figure, figure.subplots(*shape, **grid)
+
+
+def save_figure(figure, path, dpi=150):
+    """Write a matplotlib figure as PNG."""
+    with write_atomically(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name in letters that the font lacks
+        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
+
+
+def label(name):
+    """A file's name for a figure: printable, and none of it read as mathematics or as a hidden legend."""
+    text = printable(name)
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def image_grid(images, columns):
+    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3). Of C other than 1 or 3 the first channel is shown."""
+    from torchvision.utils import make_grid
+
+    shown = images if images.shape[1] in (1, 3) else images[:, :1]
+    return make_grid(shown, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()  # (3, H', W') -> (H', W', 3)
+
+
+def save_grid(images, path, columns=8):
+    """Write uint8 images (N, C, H, W) as one PNG of `columns` columns, each pixel twice as wide and high."""
+    from PIL import Image
+
+    grid = Image.fromarray(image_grid(images, columns))
+    with write_atomically(path) as temporary:
+        grid.resize((2 * grid.width, 2 * grid.height), resample=0).save(temporary, "PNG")

@@ -14,6 +14,7 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 # isort: split
 import csv
 import hashlib
+import os
 import statistics
 import sys
 import time
@@ -23,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import BadInput, check_writable, number, one_line, write_atomically
+from cli import BadInput, number, one_line, write_atomically
+from data import label, save_figure, subplots
 from data import load as load_images
 from features import INCEPTION, check_shape, extract, load_features
 from model import add_sampler_flags, load, sampler_flags
@@ -98,7 +100,7 @@ def reference_statistics(features, images, folder):
     pixels = hashlib.sha256(images.numpy()).hexdigest()
     key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
     path = Path(folder, f"{features.label}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
-    if path.exists():
+    if os.path.exists(path):
         try:
             with np.load(path, allow_pickle=False) as cache:
                 found = str(cache["key"])
@@ -130,14 +132,14 @@ def read_csv(path):
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"its columns are {reader.fieldnames}")
+            rows, columns = list(reader), reader.fieldnames
+        if columns != COLUMNS:
+            raise ValueError(f"its columns are {columns}")
         for line, row in enumerate(rows, start=2):
             if None in row or None in row.values():
                 raise ValueError(f"result {line - 1} has another number of cells than the {len(COLUMNS)} columns")
             [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall")]
-            [float(row[name] or 0) for name in ("T", "steps", "seconds")]
+            [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
         return rows
     except FileNotFoundError:
         return []
@@ -145,9 +147,13 @@ def read_csv(path):
         raise BadInput(f"{path} is no table of FIDs ({one_line(error)}): mend it or choose another --csv") from error
 
 
-def write_csv(path, rows):
-    with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+def add_to_csv(path, row):
+    """Append a row to the table at path, to which other processes may add as well; returns all rows."""
+    with cli.locked_folder(os.path.dirname(os.path.realpath(path))):
+        rows = [*read_csv(path), row]
+        with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    return rows
 
 
 def plot(path, rows):
@@ -162,16 +168,16 @@ def plot(path, rows):
     for row, step in zip(rows, steps):
         trained_T = [f"T = {row['T']}"] if (row["method"], row["T"]) in strided else []
         name = ", ".join([row["method"], *trained_T, *(row[c] for c in varying if row[c])])
-        lines.setdefault(cli.label(name), {}).setdefault(step, []).append(float(row["fid"]))
-    figure, axes = cli.subplots(figsize=(8, 4), layout="constrained")
+        lines.setdefault(label(name), {}).setdefault(step, []).append(float(row["fid"]))
+    figure, axes = subplots(figsize=(8, 4), layout="constrained")
     for name, fids in sorted(lines.items()):
         x = sorted(fids)
         axes.plot(x, [np.mean(fids[step]) for step in x], "o-", label=name)  # several runs: their mean
     axes.set(xlabel="denoising steps" if strided else "T", ylabel="FID",
              ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
-             title=cli.label(", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying)))
+             title=label(", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying)))
     figure.legend(loc="outside right upper")
-    cli.save_figure(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -180,12 +186,11 @@ def print_table(rows):
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
     slowest = [float(row["seconds"] or 0) for row in rows if (row["method"], row["steps"], row["sampler"]) == ("DDPM", "1000", "ancestral")]
-    heads = ["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]
-    lines = [heads]
+    lines = [["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]]
     for row in sorted(rows, key=lambda row: int(row["steps"] or 0)):
         timed = slowest and float(row["seconds"] or 0) > 0
         shown = [f"{float(row[c]):.{digits}f}" for c, digits in (("fid", 2), ("spread", 2), ("precision", 3), ("recall", 3))]
-        lines.append([*(row[c] for c in ("name", "method", "T", "steps", "sampler", "samples")), *shown, row["seconds"],
+        lines.append([*(cli.printable(row[c]) for c in ("name", "method", "T", "steps", "sampler", "samples")), *shown, row["seconds"],
                       f"{slowest[-1] / float(row['seconds']):.1f}" if timed else ""])
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
@@ -201,8 +206,9 @@ def score(args):
     """Yield the FID of each source and each number of samples as a row of the table, with its path."""
     sources = []  # a Model, or uint8 images (N, C, H, W)
     for path in args.sources:
-        path = Path(path, "model.pt") if Path(path, "model.pt").exists() else Path(path)  # a run's folder is its model
-        sources.append((path, load_images(str(path)) if path.is_dir() or path.suffix == ".npy" else load(path, args.device)))
+        path = Path(path, "model.pt") if os.path.exists(os.path.join(path, "model.pt")) else Path(path)  # a run's folder is its model
+        images = os.path.isdir(path) or path.suffix.lower() == ".npy"
+        sources.append((path, load_images(str(path)) if images else load(path, args.device)))
     models = [source for _, source in sources if not isinstance(source, torch.Tensor)]
     flags = dict(zip(models, sampler_flags(args, models)))
     nfe = {model: model.sampler(**arguments)[1] for model, arguments in flags.items()}  # wrong flags are told before any work
@@ -260,37 +266,34 @@ def load_reference(args, models):
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("sources", nargs="*", metavar="SOURCE", help="a model.pt, a run's folder, or images: an .npy file of uint8 (N, H, W) or "
+    add("sources", nargs="*", type=cli.path, metavar="SOURCE", help="a model.pt, a run's folder, or images: an .npy file of uint8 (N, H, W) or "
         "(N, C, H, W), or a folder of images")
     add("--features", choices=["inception", "fashion"], default="inception",
         help="inception: those of published FIDs, hours on a CPU; fashion: for a quick look at 28 x 28 garments, without a download")
     add("--samples", type=number(int, K + 1), nargs="+", help="images of each source, one count or several; the FID falls as they grow "
         "(default: 10000 of a model; of a file or folder all, or so many at random)")
-    add("--reference", default="train", metavar="train|test|DATA", help="the real images: a split of what the models were trained on, "
+    add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of what the models were trained on, "
         "or another data set, .npy file or folder")
-    add("--csv", metavar="FILE", help="append the results to this table")
+    add("--csv", type=cli.path, metavar="FILE", help="append the results to this table")
     add("--table", action="store_true", help="print quality, coverage and speed: the whole --csv if given, else these results")
-    add("--plot", metavar="FILE", help="draw FID against T as PNG, of the same")
-    add("--inception-weights", metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; downloaded if not given")
-    add("--root", default="data", metavar="DIR", help="folder for the data sets that have a name, and for the reference's statistics in DIR/fid")
+    add("--plot", type=cli.path, metavar="FILE", help="draw FID against T as PNG, of the same")
+    add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; downloaded if not given")
+    add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and for the reference's statistics in DIR/fid")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     if not (args.sources or args.csv and (args.plot or args.table)):
         parser.error("nothing to do: give a checkpoint or images, or --csv with --table or --plot for earlier results")
+    cli.check_outputs(args.csv, args.plot, inputs=[*args.sources, args.reference])
     rows = read_csv(args.csv) if args.csv else []
-    for path in filter(None, (args.csv, args.plot)):
-        check_writable(path)
     for path, row in score(args) if args.sources else ():
-        rows = [*(read_csv(args.csv) if args.csv else rows), row]  # read again: another fid.py may have added to it
-        if args.csv:
-            write_csv(args.csv, rows)
+        rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
         details = ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c])
         print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, recall {float(row['recall']):.3f} ({details})")
-    if args.table:
-        print_table(rows)
     if args.plot:
         plot(args.plot, rows)
         print(f"wrote {args.plot}")
+    if args.table:
+        print_table(rows)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Model:
     """
 
     def __init__(self, args, device="cpu"):
+        args = {"data": "fashion-mnist", **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape, self.z_dim = tuple(args["shape"]), args["network"].get("z_dim", 0)
         self.network = NETWORKS[self.method](**args["network"]).to(device)

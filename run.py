@@ -26,18 +26,14 @@ from tqdm import tqdm
 
 import cli
 from cli import BadInput, number, one_line, write_atomically
-from data import load, normalize
+from data import load, normalize, save_grid
 from model import Model, computes_in_bf16, read_checkpoint
 from unet import PRESETS, preset
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once in one folder are not told apart there
-    fcntl = None
 
 # -- the arguments --------------------------------------------------------------------------------------------
 
 NOT_SAVED = {"device", "out", "root", "resume", "help"}  # where and how it runs, not what is trained
+NO_FLAGS = {"method", "schedule", "shape", "network", "step"}  # what a checkpoint says besides the trainer's flags
 CHANGEABLE = {"every", "amp", "steps"}  # flags that may be given anew with --resume; steps may only grow
 
 
@@ -46,20 +42,20 @@ def training_parser(doc, T, out):
     parser = cli.Parser(description=doc.splitlines()[0], add_help=False)
     flag = parser.add_argument
     flag("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this text and exit")
-    flag("--T", type=number(int, 1), default=T, help="denoising steps T")
-    flag("--data", default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, an .npy file of uint8 (N, H, W) or "
+    flag("--T", type=number(int, 1, 10**6), default=T, help="denoising steps T")
+    flag("--data", type=cli.path, default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, an .npy file of uint8 (N, H, W) or "
          "(N, C, H, W), or a folder of images of one size")
-    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     flag("--preset", choices=list(PRESETS), help="sizes of the networks (unet.py) and length of the run")
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
-    flag("--width", type=number(int, 8), help="channels at the highest resolution, a multiple of 8")
+    flag("--width", type=number(int, 8, 8192), help="channels at the highest resolution, a multiple of 8")
     flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average that is sampled from")
     flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware computes in it")
     flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
-    flag("--out", default=out, help="folder of the run")
+    flag("--out", type=cli.path, default=out, help="folder of the run")
     flag("--resume", action="store_true", help="continue the run in --out where its last checkpoint ends; more --steps lengthen it")
     return parser
 
@@ -78,8 +74,12 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
     if typed.get("resume"):
         path = Path(typed.get("out", defaults["out"]), "checkpoint.pt")
         saved = read_checkpoint(path)["args"]
-        for name in typed.keys() & saved.keys():
-            value, given, flag = saved[name], typed[name], f"--{name.replace('_', '-')} {typed[name]}"
+        foreign = saved.keys() - defaults.keys() - NO_FLAGS
+        if foreign:
+            raise BadInput(f"{path} was begun by another trainer, with --{min(foreign).replace('_', '-')}: resume it with that")
+        for name in typed.keys() - NOT_SAVED:
+            value, given = saved.get(name, defaults[name]), typed[name]  # a flag newer than the run: its default
+            flag = f"--{name.replace('_', '-')} {given}"
             if given != value and name not in CHANGEABLE or name == "steps" and given < value:
                 more = ", or give more" if name == "steps" else ""
                 raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out{more}, or choose another --out")
@@ -123,6 +123,9 @@ class Run:
         sizes = preset(args.preset, args.width)
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
+        if self.saved and tuple(self.saved["args"]["shape"]) != (C, H, W):
+            raise BadInput(f"--data {args.data}: its images are {C} x {H} x {W} now, and those of {self.path} were "
+                           f"{' x '.join(map(str, self.saved['args']['shape']))}: give the images that it was begun with")
         stride = sizes["fold"] * 2 ** (len(sizes["mult"]) - 1)
         if H % stride or W % stride:
             low, high = ([n // stride * stride or stride for n in (H + add, W + add)] for add in (0, stride - 1))
@@ -200,24 +203,20 @@ class Run:
 
     @contextlib.contextmanager
     def _claimed_folder(self):
-        """Within the block no other run can write into the folder: the system's lock ends with this process."""
-        os.makedirs(self.args.out, exist_ok=True)
-        if not fcntl:
-            yield
-            return
-        folder = os.open(self.args.out, os.O_RDONLY)
+        """Within the block no other run can write into the folder."""
+        out = self.args.out
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.makedirs(os.path.realpath(out), exist_ok=True)
+            with cli.locked_folder(out, wait=False):
+                if self.saved:
+                    self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
+                else:
+                    self._refuse_a_folder_in_use()
+                yield
         except BlockingIOError as error:
-            raise BadInput(f"another run is writing into {self.args.out}: choose another --out") from error
-        except OSError:  # a file system without locks
-            pass
-        try:
-            if not self.saved:
-                self._refuse_a_folder_in_use()  # again: another run may have come and gone
-            yield
-        finally:
-            os.close(folder)
+            raise BadInput(f"another run is writing into {out}: choose another --out") from error
+        except OSError as error:
+            raise BadInput(f"cannot write into {out}: {error.strerror}; choose another --out") from error
 
     def _means(self):
         means = {}
@@ -255,7 +254,7 @@ class Run:
         with write_atomically(out / "model.pt") as temporary:
             half = {name: value.half() for name, value in weights.items()}
             torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
-        cli.save_grid(grid, out / f"samples-{self.step:06d}.png")
+        save_grid(grid, out / f"samples-{self.step:06d}.png")
         if self.rows:
             with write_atomically(out / "log.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(self.rows[0]))
@@ -283,7 +282,7 @@ class Run:
             torch.set_rng_state(training["random"])
             if training["random_cuda"] is not None and to.type == "cuda":
                 torch.cuda.set_rng_state(training["random_cuda"], to)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = one_line(error)[:99]  # load_state_dict names every weight
             raise BadInput(f"{self.path} does not fit this version of the trainer ({reason}): begin a new run") from error
 

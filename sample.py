@@ -12,15 +12,14 @@ A checkpoint rebuilds its own network, so its path is all that is needed. Prints
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import os
 import time
 
 import numpy as np
 import torch
 
-from cli import BadInput, check_writable, label, number, save_figure, write_atomically
+from cli import BadInput, number, write_atomically
+from data import image_grid, label, normalize, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from data import normalize, to_uint8
 from model import add_sampler_flags, load, sampler_flags
 
 
@@ -44,9 +43,9 @@ def denoise(model, x_0, s, draws, seed=0):
 def save_rows(rows, path):
     """Write a figure with a labelled row for each entry of rows: pairs (label, uint8 images (N, C, H, W)) of one N."""
     n = len(rows[0][1])
-    figure, axes = cli.subplots(len(rows), figsize=(0.5 * n + 2, 0.55 * len(rows)), squeeze=False)
+    figure, axes = subplots(len(rows), figsize=(0.5 * n + 2, 0.55 * len(rows)), squeeze=False)
     for axis, (name, images) in zip(axes[:, 0], rows):
-        axis.imshow(cli.image_grid(images, columns=n), interpolation="nearest")
+        axis.imshow(image_grid(images, columns=n), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[], frame_on=False)
     save_figure(figure, path)
@@ -56,9 +55,9 @@ def save_columns(columns, path):
     """Write a figure of columns side by side, each a title and uint8 images (n, k, C, H, W) in n rows of k."""
     n = len(columns[0][1])
     widths = [images.shape[1] for _, images in columns]
-    figure, axes = cli.subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n + 0.4), width_ratios=widths, layout="constrained")
+    figure, axes = subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n + 0.4), width_ratios=widths, layout="constrained")
     for axis, (title, images) in zip(axes, columns):
-        axis.imshow(cli.image_grid(images.flatten(0, 1), columns=images.shape[1]), interpolation="nearest")
+        axis.imshow(image_grid(images.flatten(0, 1), columns=images.shape[1]), interpolation="nearest")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
     save_figure(figure, path)
@@ -90,20 +89,17 @@ def draw_denoising(args, models):
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
-    flag("checkpoints", nargs="+", metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
+    flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
     flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row")
-    flag("--out", default="samples.png", help="the grid; several checkpoints: one labelled row each")
-    flag("--npy", metavar="FILE", help="the raw images too: uint8 (N, C, H, W), checkpoint after checkpoint")
+    flag("--out", type=cli.path, default="samples.png", help="the grid; several checkpoints: one labelled row each")
+    flag("--npy", type=cli.path, metavar="FILE", help="the raw images too: uint8 (N, C, H, W), checkpoint after checkpoint")
     flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to t = S T "
          "and show what each model predicts of x_0 at once, a DDPM the mean, the others six draws")
-    flag("--data", help="the images for --denoise (default: what the first checkpoint was trained on)")
-    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--data", type=cli.path, help="the images for --denoise (default: what the first checkpoint was trained on)")
+    flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
-    for path in filter(None, (args.out, args.npy)):
-        check_writable(path)
-    if args.npy and os.path.realpath(args.npy) == os.path.realpath(args.out):
-        raise BadInput(f"--npy {args.npy} is also --out: choose another name for one of them")
+    cli.check_outputs(args.out, args.npy, inputs=[*args.checkpoints, *([args.data] if args.data else [])])
     models = [load(path, args.device) for path in args.checkpoints]
     if args.denoise:
         draw_denoising(args, models)
@@ -126,7 +122,7 @@ def main(argv=None):
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:
             np.save(file, torch.cat([images for _, images in rows]).numpy())
     if len(rows) == 1:
-        cli.save_grid(rows[0][1][:64], args.out)
+        save_grid(rows[0][1][:64], args.out)
     else:
         names = [name for name, _ in rows]
         save_rows([(name if names.count(name) == 1 else f"{name}\n{label(path)}", images[:20])

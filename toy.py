@@ -27,6 +27,7 @@ import train_ddgan
 import train_ddpm
 import train_siddm
 from cli import BadInput, number
+from data import save_figure, subplots
 from diffusion import Diffusion
 from fid import frechet_distance, moments
 from losses import GENERATOR_LOSSES, OBJECTIVES
@@ -192,9 +193,9 @@ def true_posterior(x_t, t, diffusion, n):
 
 
 @torch.no_grad()
-def save_figure(network, diffusion, path, z_dim, title, out):
+def draw_figure(network, diffusion, path, z_dim, title, out):
     """Data, samples, some ways from x_T to x_0, and section 2.2: what may an x_t have been, and what says the network?"""
-    figure, axes = cli.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+    figure, axes = subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
     axes[0].scatter(*draw(SAMPLES).T, **points)
     axes[0].set_title("data")
@@ -223,7 +224,7 @@ def save_figure(network, diffusion, path, z_dim, title, out):
         axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect="equal")
     for axis in axes[2:]:
         axis.legend(fontsize=6, loc="lower left")
-    cli.save_figure(figure, out, dpi=110)
+    save_figure(figure, out, dpi=110)
 
 
 # -- Xu et al. 2023, Table 1 ---------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
-    flag("--T", type=number(int, 1), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
+    flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
     flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005, but 0 for wasserstein, "
          "which has a penalty of its own)")
@@ -268,7 +269,7 @@ def main(argv=None):
     flag("--batch", type=number(int, 1), default=256, help="points in a step")
     flag("--seed", type=cli.SEED, default=0, help="of everything random; of the first run of --table")
     flag("--table", action="store_true", help="print Table 1 of Xu et al. 2023 with three seeds instead")
-    flag("--out", default="toy.png", help="the picture")
+    flag("--out", type=cli.path, default="toy.png", help="the picture")
     args = parser.parse_args(argv)
     if args.r1 is None:
         args.r1 = 0.005 if train_ddgan.recipe(args.objective, 4)["r1"] else 0.0
@@ -286,7 +287,7 @@ def main(argv=None):
     seconds = time.perf_counter() - start
     path = sample(network, diffusion, SAMPLES, args.z_dim)
     result = score(path[-1], draw(SAMPLES))
-    save_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
+    draw_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
     print(f"{args.method}, T = {T}: {result['modes']} of 25 modes, {100 * result['quality']:.1f} % high-quality samples, Frechet "
           f"distance {result['frechet']:.4f}, sliced Wasserstein {result['sliced']:.4f} ({SAMPLES} samples, seed {args.seed}, "
           f"{args.steps} steps of {args.batch} in {seconds:.0f} s)")

@@ -50,7 +50,7 @@ def main(argv=None):
     flag = parser.add_argument
     flag("model", metavar="MODEL", help="model.pt of a DDPM")
     flag("--batch", type=cli.number(int, 2), default=128, help="test images")
-    flag("--data", help="the images (default: what the model was trained on)")
+    flag("--data", type=cli.path, help="the images (default: what the model was trained on)")
     flag("--root", default="data", help="folder for the data sets that have a name")
     flag("--seed", type=cli.SEED, default=0, help="of the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to compute")

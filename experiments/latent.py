@@ -17,8 +17,8 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 # isort: split
 import torch
 
+from data import image_grid, label, normalize, save_figure, subplots, to_uint8
 from data import load as load_images
-from data import normalize, to_uint8
 from model import load
 
 
@@ -65,36 +65,35 @@ def samples_of_z(model, n, draws):
 def draw(models, x_0, path):
     """The figure: for each model six x_T (rows) with six z each; below, for each t, one x_t and six predictions of x_0."""
     tall = max(model.T for model in models.values())
-    figure, axes = cli.subplots(2, len(models), figsize=(3.6 * len(models), 3.6 + 0.6 * tall), squeeze=False, layout="constrained",
+    figure, axes = subplots(2, len(models), figsize=(3.6 * len(models), 3.6 + 0.6 * tall), squeeze=False, layout="constrained",
                                 height_ratios=[6, tall])
     for (upper, lower), (name, model) in zip(axes.T, models.items()):
         torch.manual_seed(0)
-        upper.imshow(cli.image_grid(to_uint8(samples_of_z(model, 6, 6)).cpu().flatten(0, 1), columns=6))
-        upper.set_title(f"{cli.label(name)}\na row: one x_T, one noise, six z", fontsize=8)
+        upper.imshow(image_grid(to_uint8(samples_of_z(model, 6, 6)).cpu().flatten(0, 1), columns=6))
+        upper.set_title(f"{label(name)}\na row: one x_T, one noise, six z", fontsize=8)
         rows = []
         for t in range(1, model.T + 1):
             x_t, predicted = predictions(model, x_0[t % len(x_0)][None], t, 6)
             rows.append(torch.cat([x_t, predicted[0]]))
-        lower.imshow(cli.image_grid(to_uint8(torch.cat(rows)).cpu(), columns=7))
+        lower.imshow(image_grid(to_uint8(torch.cat(rows)).cpu(), columns=7))
         lower.set_title(f"t = 1..{model.T}: x_t, six G(x_t, z, t)", fontsize=8)
     for axis in axes.flat:
         axis.axis("off")
-    cli.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("models", nargs="+", metavar="MODEL", help="model.pt of a DDGAN or SIDDM")
-    flag("--figure", metavar="FILE", help="draw the figure of section 2.2, a column for each model, as PNG")
+    flag("--figure", type=cli.path, metavar="FILE", help="draw the figure of section 2.2, a column for each model, as PNG")
     flag("--n", type=cli.number(int, 2), default=200, help="x_t, and x_T")
     flag("--draws", type=cli.number(int, 2), default=8, help="z for each")
     flag("--root", default="data", help="folder for the data sets that have a name")
     flag("--seed", type=cli.SEED, default=0, help="of all noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to compute")
     args = parser.parse_args(argv)
-    if args.figure:
-        cli.check_writable(args.figure)
+    cli.check_outputs(args.figure, inputs=args.models)
     models = {path: load(path, args.device) for path in args.models}
     for path, model in models.items():
         if model.method == "DDPM":
@@ -104,6 +103,9 @@ def main(argv=None):
     data = next(iter(models.values())).args["data"]
     train = normalize(load_images(data, "train", args.root)).to(args.device)
     x_0 = normalize(load_images(data, "test", args.root)[:args.n]).to(args.device)
+    shapes = {model.shape for model in models.values()} | {tuple(train.shape[1:])}
+    if len(shapes) > 1 or len(train) < 2:
+        raise cli.BadInput(f"images and models of different shapes ({', '.join(map(str, sorted(shapes)))}), or one image only: give others")
     if args.figure:
         draw(models, x_0, args.figure)
     for path, model in models.items():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import cli
+from data import label, save_figure, subplots
 
 HERE = Path(cli.__file__).parent
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
@@ -159,11 +160,11 @@ def test_every_file_name_that_the_system_allows_can_be_written_and_shown(tmp_pat
     with cli.write_atomically(path) as temporary:
         temporary.write_text("whole")
     assert Path(path).read_text() == "whole" and len(os.listdir(tmp_path)) == 1
-    figure, axes = cli.subplots()
-    axes.plot([0, 1], label=cli.label(os.path.basename(path)))
-    axes.set_title(cli.label(os.path.basename(path)))
+    figure, axes = subplots()
+    axes.plot([0, 1], label=label(os.path.basename(path)))
+    axes.set_title(label(os.path.basename(path)))
     assert len(axes.get_legend_handles_labels()[1]) == 1  # a label with _ in front would be hidden
-    cli.save_figure(figure, tmp_path / "figure.png")
+    save_figure(figure, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -213,12 +214,70 @@ def test_control_c_is_quiet_even_during_the_imports(name):
 def test_no_display_backend_is_ever_loaded(tmp_path, backend, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", backend)
     body = f"""
-import os, sys
-figure, axes = cli.subplots()
-cli.save_figure(figure, "x.png")
+import os, sys, data
+figure, axes = data.subplots()
+data.save_figure(figure, "x.png")
 assert "matplotlib.pyplot" not in sys.modules and os.environ["MPLBACKEND"] == {backend!r}"""
     done = script(tmp_path, body)
     assert done.returncode == 0 and (tmp_path / "x.png").exists(), done.stderr
+
+
+def test_nothing_is_written_over_what_is_read_or_over_another_output(tmp_path):
+    (tmp_path / "model.pt").write_text("weights")
+    (tmp_path / "link.png").symlink_to(tmp_path / "model.pt")
+    for outputs, inputs in ((["model.pt"], ["model.pt"]), (["link.png"], ["model.pt"]), (["a.png", None, "./a.png"], [])):
+        outputs = [output and os.path.join(tmp_path, output) for output in outputs]
+        with pytest.raises(cli.BadInput, match="would be written over"):
+            cli.check_outputs(*outputs, inputs=[tmp_path / name for name in inputs])
+    cli.check_outputs(tmp_path / "a.png", None, inputs=[tmp_path / "model.pt"])
+
+
+def test_a_files_mode_is_kept(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    path.chmod(0o640)
+    with cli.write_atomically(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("text", ["", "a\0b"])
+def test_an_empty_path_is_none(text, capsys):
+    parser = cli.Parser(prog="train")
+    parser.add_argument("--out", type=cli.path)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", text])
+    assert "is no name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_second_signal_of_a_closing_terminal_changes_nothing_but_a_second_control_c_stops(number):
+    with cli.signals_noted() as received:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+        assert received == [number, number]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+
+def test_after_a_reader_has_left_the_work_goes_on(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    body = "def main():\n    print('a', flush=True)\n    open('work', 'w').close()\n    print('b', flush=True)\ncli.script(main)"
+    done = script(tmp_path, body, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "") and (tmp_path / "work").exists()
+
+
+def test_help_into_a_full_disk_is_one_line(tmp_path):
+    body = "cli.script(lambda: cli.Parser().parse_args(['--help']))"
+    with open("/dev/full", "w") as full:
+        done = script(tmp_path, body, stdout=full)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
 def test_importing_a_file_loads_no_library_that_its_use_does_not_need():

@@ -250,6 +250,13 @@ def test_an_npy_file_loads_in_either_layout(tmp_path, shape):
     assert np.array_equal(loaded.reshape(shape), images)
 
 
+def test_an_npy_file_in_any_order_of_memory_loads(tmp_path):
+    images = np.asfortranarray(np.random.default_rng(0).integers(0, 256, (5, 8, 12), np.uint8))
+    np.save(tmp_path / "my.npy", images)
+    loaded = data.load(str(tmp_path / "my.npy"))
+    assert loaded.is_contiguous() and np.array_equal(loaded[:, 0], images)
+
+
 def save_png(folder, name, array, **options):
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array, **options).save(folder / name)
@@ -279,6 +286,9 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path):
     (tmp_path / "text.npy").write_text("text")
     for name in ("cut.npy", "text.npy"):
         assert name in complaint(str(tmp_path / name))
+    np.save(tmp_path / "last.npy", np.zeros((5, 8, 8, 3), np.uint8))
+    assert "transpose it" in complaint(str(tmp_path / "last.npy"))
+    assert "too long" in complaint(str(tmp_path / ("x" * 300)))
     assert "neither a data set" in complaint(str(tmp_path / "absent")) and "absent" in complaint(str(tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
     assert "without images" in complaint(str(tmp_path / "empty"))

@@ -347,7 +347,14 @@ def test_models_of_different_data_need_one_reference(folder, monkeypatch, capsys
     assert "fashion-mnist and real.npy" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 15), "a,b,,,,,,40,,,,,,,"])
+def test_a_table_to_which_several_processes_add_loses_no_row(tmp_path):
+    code = "import sys, fid; row = dict.fromkeys(fid.COLUMNS, '1'); [fid.add_to_csv('fid.csv', row | {'name': f'{sys.argv[1]}-{i}'}) for i in range(20)]"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}) for i in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert len({row["name"] for row in fid.read_csv(tmp_path / "fid.csv")}) == 60
+
+
+@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 15), "a,b,,,,,,40,,,,,,,", "a,b,4,2.0,,f,r,40,0,,1,1,1,1,1"])
 def test_a_damaged_table_is_one_line(folder, monkeypatch, capsys, row):
     (folder / "bad.csv").write_text(",".join(fid.COLUMNS) + "\n" + row + "\n")
     for flag in (("--table",), ("--plot", "fid.png")):
@@ -432,6 +439,9 @@ def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path):
     (["missing.npy"], ["missing.npy", "neither a data set", "that is there"]),
     (["three.npy", "--samples", "4"], ["three.npy", "3 images", "4 or more"]),
     (["images.npy", "--reference", "three.npy"], ["three.npy", "3 images", "4 or more"]),
+    (["images.npy", "--plot", "images.npy"], ["images.npy", "written over"]),
+    (["images.npy", "--csv", "new.csv", "--plot", "new.csv"], ["new.csv", "written over"]),
+    (["x" * 300 + ".npy"], ["xxx", "too long"]),
     (["colour.npy", "--reference", "colour.npy"], ["--features fashion", "(3, 32, 32)", "inception"]),
     (["four.npy", "--reference", "four.npy", "--features", "inception"], ["(4, 8, 8)", "1 or 3 channels"]),
     (["images.npy", "--samples", "41"], ["images.npy", "40 images", "41", "--samples 40"]),

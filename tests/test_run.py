@@ -169,6 +169,48 @@ def test_a_run_claims_its_folder_when_it_begins(images):
     assert "checkpoint.pt" in os.listdir("run")
 
 
+def test_a_run_is_resumed_by_its_own_trainer_with_its_own_images(images):
+    runpy.run_path(str(HOME / "experiments/ablation.py"))["main"]([*TINY, "--data", "grey.npy", "--steps", "2", "--predict", "x_0", "--out", "x_0"])
+    with pytest.raises(cli.BadInput, match="begun by another trainer, with --loss"):
+        train_ddpm.main(["--resume", "--steps", "4", "--out", "x_0"])
+    train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "eps"])
+    with pytest.raises(cli.BadInput, match=r"--predict x_0 is not what eps/checkpoint.pt was begun with \(eps\)"):
+        runpy.run_path(str(HOME / "experiments/ablation.py"))["main"](["--resume", "--predict", "x_0", "--out", "eps"])
+    np.save("grey.npy", noise(12, 8, 8))
+    with pytest.raises(cli.BadInput, match="1 x 8 x 8 now, and those of eps/checkpoint.pt were 1 x 28 x 28"):
+        train_ddpm.main(["--resume", "--steps", "4", "--out", "eps"])
+
+
+def test_a_resumed_run_goes_on_from_what_is_there_when_it_has_the_folder(images):
+    train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "run"])
+    parser = training_parser("A trainer.", T=2, out="run")
+    parser.add_argument("--lr", type=float)
+    args = parse(parser, ["--resume", "--steps", "9", "--out", "run", "--device", "cpu"], cpu={})
+    late = Run("DDPM", args)  # has read the checkpoint of step 2
+    late.args.steps = 5
+    train_ddpm.main(["--resume", "--steps", "4", "--out", "run"])  # meanwhile another run comes to step 4
+    network = late.model.network
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    parts = {"network": network, "optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)}
+    assert sum(1 for _ in late.steps(**parts)) == 1 and late.step == 5
+
+
+@pytest.mark.parametrize("out", ["link", "deep/link"])
+def test_a_run_goes_where_a_link_points(out, images):
+    os.makedirs("deep", exist_ok=True)
+    os.symlink(images / "target", out)
+    train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "1", "--out", out])
+    assert os.path.exists("target/model.pt") and os.path.islink(out)
+
+
+@pytest.mark.parametrize("flags", [["--T", "9223372036854775807"], ["--batch", "9223372036854775808"], ["--width", "800000000000"], ["--z-dim", "1" * 30],
+                                   ["--out", ""], ["--data", ""]])
+def test_what_overflows_or_is_empty_is_one_line(flags, images, capsys):
+    with pytest.raises(SystemExit) as end:
+        train_ddgan.main([*TINY, "--data", "grey.npy", *flags])
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not os.path.exists("runs")
+
+
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
