@@ -233,7 +233,7 @@ BAD = {
     "a DDGAN flag for the DDPM trainer": (["train_ddpm.py", "--r1", "0.1"], "--r1"),
     "an existing run": (["train_ddpm.py", "--out", "{runs}/DDPM"], "--resume"),
     "nothing to resume": (["train_ddpm.py", "--out", "{tmp}/none", "--resume"], "none/checkpoint.pt"),
-    "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "DDPM"),
+    "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "begun by another trainer"),
     "a seed beyond 64 bits": (["train_ddpm.py", "--seed", "99999999999999999999"], "99999999999999999999"),
     "a device without arithmetic": (["train_ddpm.py", "--device", "meta"], "meta"),
     "one name for both outputs": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}/a", "--npy", "{tmp}/a"], "{tmp}/a"),
