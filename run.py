@@ -207,7 +207,7 @@ class Run:
         out = self.args.out
         try:
             os.makedirs(os.path.realpath(out), exist_ok=True)
-            with cli.locked_folder(out, wait=False):
+            with cli.locked_folder(os.path.realpath(out), wait=False):
                 if self.saved:
                     self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
                 else:
