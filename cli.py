@@ -39,7 +39,7 @@ class BadInput(ValueError):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults, but where there is none, or where the text itself says it."""
+    """Appends the default, unless there is none or the help text already names it."""
 
     def _get_help_string(self, action):
         told = action.default is None or action.default is False or "default" in action.help
@@ -84,7 +84,7 @@ SEED = number(int, 0, 2**63 - 1)
 
 
 def path(text):
-    """An argparse type: the name of a file or folder. An empty one, as of a variable that is not set, is none."""
+    """An argparse type: the name of a file or folder. An empty name (from an unset shell variable) is refused."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
     return text
@@ -221,7 +221,7 @@ def printable(name):
 
 
 def check_writable(path):
-    """Raise BadInput if a file could not be written at path; leaves nothing behind. For before hours of work."""
+    """Raise BadInput if a file could not be written at path; leaves nothing behind. Call it before hours of work."""
     target = Path(os.path.realpath(path))  # what a link points to
     try:
         if target.exists() and not target.is_file():  # a folder, or a device that os.replace would destroy
@@ -250,13 +250,14 @@ def check_outputs(*outputs, inputs=()):
 
 @contextlib.contextmanager
 def locked_folder(folder, wait=True):
-    """Within the block no other process is in such a block for the folder; raises BlockingIOError if it is not to wait.
+    """Within the block no other process is in such a block for the folder, which is made; BlockingIOError if it is not to wait.
 
     The system's lock ends with the process. Without locks (Windows, some file systems) nothing is held.
     """
     if not fcntl:
         yield
         return
+    os.makedirs(folder, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

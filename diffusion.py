@@ -26,8 +26,8 @@ def cosine_schedule(s):
     As printed it ends at alpha_bar_T = 0, and the last step would divide by alpha_T = 0: the network's error there, times
     1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is what "vp" leaves of x_0, too.
     """
-    f = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
-    return 4e-5 + (1 - 4e-5) * f / f[0]
+    f, f_0 = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    return 4e-5 + (1 - 4e-5) * f / f_0
 
 
 def slow_cosine_schedule(s):
@@ -101,8 +101,8 @@ class Diffusion:
 
     def q_step(self, x_prev, t):
         """Sample x_t ~ q(x_t | x_{t-1}), eq. (1)."""
-        beta = at(self.beta, t, like=x_prev)
-        return torch.sqrt(1 - beta) * x_prev + torch.sqrt(beta) * torch.randn_like(x_prev)
+        alpha, beta = at(self.alpha, t, like=x_prev), at(self.beta, t, like=x_prev)  # alpha_t = 1 - beta_t
+        return torch.sqrt(alpha) * x_prev + torch.sqrt(beta) * torch.randn_like(x_prev)
 
     def q_sample(self, x_0, t, eps=None):
         """Sample x_t ~ q(x_t | x_0), eq. (2), with the noise eps where it is given; t = 0 returns x_0."""

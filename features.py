@@ -22,7 +22,7 @@ from data import load, network_timeout, normalize
 
 CLASSIFIER = Path(__file__).with_name("weights") / "fashion_classifier.pt"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the weights' that give the features their name
+SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the SHA-256 of the weights that the plain names stand for
 KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # labels 0..9
 
 # label: how results name them; network: x (B, C, H, W) in [-1, 1] -> (B, d); key: SHA-256 of its weights

@@ -275,7 +275,7 @@ def main(argv=None):
     add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of what the models were trained on, "
         "or another data set, .npy file or folder")
     add("--csv", type=cli.path, metavar="FILE", help="append the results to this table")
-    add("--table", action="store_true", help="print quality, coverage and speed: the whole --csv if given, else these results")
+    add("--table", action="store_true", help="print quality, coverage and speed: all of --csv if given, else these results")
     add("--plot", type=cli.path, metavar="FILE", help="draw FID against T as PNG, of the same")
     add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; downloaded if not given")
     add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and for the reference's statistics in DIR/fid")
@@ -289,11 +289,11 @@ def main(argv=None):
         rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
         details = ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c])
         print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, recall {float(row['recall']):.3f} ({details})")
+    if args.table:
+        print_table(rows)
     if args.plot:
         plot(args.plot, rows)
         print(f"wrote {args.plot}")
-    if args.table:
-        print_table(rows)
 
 
 if __name__ == "__main__":

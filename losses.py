@@ -201,7 +201,7 @@ def decoder_nll(x_0, mean, variance):
     x_0, mean, sigma = x_0.double(), mean.double(), variance.double() ** 0.5
     below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))  # ndtr: N(0, 1)'s distribution function
     above = torch.where(x_0 > 0.999, 1, torch.special.ndtr((x_0 + 1 / 255 - mean) / sigma))
-    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # a tail of 7 sigma: float64 has no digits of more
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12 is the tail beyond 7 sigma
 
 
 def prior_kl(x_0, diffusion):

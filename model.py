@@ -71,7 +71,7 @@ class Model:
     """
 
     def __init__(self, args, device="cpu"):
-        args = {"data": "fashion-mnist", **args}
+        args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape, self.z_dim = tuple(args["shape"]), args["network"].get("z_dim", 0)
         self.network = NETWORKS[self.method](**args["network"]).to(device)
@@ -99,6 +99,11 @@ class Model:
         ancestral sampling with the variance "beta_tilde" (default) or "beta".
         Raises BadInput for what this method does not have.
         """
+        for flag, value, good in (("--sampler", sampler, (None, "ancestral", "ddim")), ("--variance", variance, (None, "beta_tilde", "beta"))):
+            if value not in good:
+                raise BadInput(f"{flag} {value} is unknown: choose {' or '.join(good[1:])}")
+        if not (eta is None or 0 <= eta <= 1) or not (steps is None or steps >= 1):
+            raise BadInput(f"--eta {eta}, --steps {steps}: eta lies between 0 and 1, and steps are 1 or more")
         if self.method != "DDPM":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
@@ -133,8 +138,9 @@ class Model:
             torch.manual_seed(seed)
             for start in range(0, n, batch):
                 x_T = torch.randn(min(batch, n - start), *self.shape, device=self.device)
+                x_0 = sample(x_T)
                 try:
-                    images.append(to_uint8(sample(x_T)).cpu())
+                    images.append(to_uint8(x_0).cpu())
                 except ValueError as error:
                     raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train it again") from error
                 bar.update(len(x_T))

@@ -1,12 +1,6 @@
 """A training run: its flags, its data, its folder with EMA, log, checkpoints and grids, how it stops and is resumed.
 
-A trainer hands its arguments over and loops:
-
-    run = Run("DDPM", args)
-    for _ in run.steps(network=network, optimizer=optimizer, scheduler=scheduler):
-        run.log(**train_step(network, optimizer, run.batch(), run.diffusion, run.amp))
-        scheduler.step()
-        run.ema.update_parameters(network)
+train_ddpm.py is the shortest example.
 """
 
 import argparse
@@ -26,15 +20,15 @@ from tqdm import tqdm
 
 import cli
 from cli import BadInput, number, one_line, write_atomically
-from data import load, normalize, save_grid
+from data import DATA_SETS, load, normalize, save_grid
 from model import Model, computes_in_bf16, read_checkpoint
 from unet import PRESETS, preset
 
 # -- the arguments --------------------------------------------------------------------------------------------
 
-NOT_SAVED = {"device", "out", "root", "resume", "help"}  # where and how it runs, not what is trained
+NOT_SAVED = {"device", "out", "resume", "help"}  # where and how it runs, not what is trained
 NO_FLAGS = {"method", "schedule", "shape", "network", "step"}  # what a checkpoint says besides the trainer's flags
-CHANGEABLE = {"every", "amp", "steps"}  # flags that may be given anew with --resume; steps may only grow
+CHANGEABLE = {"every", "amp", "steps", "data", "root"}  # flags that may be given anew with --resume; steps may only grow
 
 
 def training_parser(doc, T, out):
@@ -76,7 +70,7 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
         saved = read_checkpoint(path)["args"]
         foreign = saved.keys() - defaults.keys() - NO_FLAGS
         if foreign:
-            raise BadInput(f"{path} was begun by another trainer, with --{min(foreign).replace('_', '-')}: resume it with that")
+            raise BadInput(f"{path} has --{min(foreign).replace('_', '-')}, which this trainer lacks: resume it with the one that began it")
         for name in typed.keys() - NOT_SAVED:
             value, given = saved.get(name, defaults[name]), typed[name]  # a flag newer than the run: its default
             flag = f"--{name.replace('_', '-')} {given}"
@@ -94,7 +88,10 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
         parser.set_defaults(**defaults)
         parser.print_help()
         sys.exit(0)
-    return argparse.Namespace(**defaults | typed)
+    args = argparse.Namespace(**defaults | typed)
+    args.root = os.path.abspath(args.root)  # for a --resume from another folder
+    args.data = args.data if args.data in DATA_SETS else os.path.abspath(args.data)
+    return args
 
 
 # -- the run --------------------------------------------------------------------------------------------------
@@ -110,20 +107,20 @@ class Run:
 
     def __init__(self, method, args, **about):
         """args: what `parse` returned; about: more that the checkpoint must say of the model. Writes nothing; may raise BadInput."""
-        self.args, self.path, self.saved = args, Path(args.out, "checkpoint.pt"), None
+        self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
-        if args.resume:
-            self.saved = read_checkpoint(self.path)
+        self.saved = read_checkpoint(self.path) if args.resume else None
+        if self.saved:
             if self.saved["args"]["method"] != method or "training" not in self.saved:
                 raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
         else:
             self._refuse_a_folder_in_use()
         if args.width and args.width % 8:
             raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
-        sizes = preset(args.preset, args.width)
+        sizes = {name: self.saved["args"]["network"][name] if self.saved else size for name, size in preset(args.preset, args.width).items()}
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
-        if self.saved and tuple(self.saved["args"]["shape"]) != (C, H, W):
+        if self.saved and tuple(self.saved["args"].get("shape", (C, H, W))) != (C, H, W):
             raise BadInput(f"--data {args.data}: its images are {C} x {H} x {W} now, and those of {self.path} were "
                            f"{' x '.join(map(str, self.saved['args']['shape']))}: give the images that it was begun with")
         stride = sizes["fold"] * 2 ** (len(sizes["mult"]) - 1)
@@ -140,7 +137,7 @@ class Run:
         about = {"method": method, "schedule": "vp", **about, **flags, "shape": (C, H, W), "network": {**self.sizes, **latent}}
         self.model = Model(about, args.device)
         self.diffusion = self.model.diffusion
-        self.ema = exponential_moving_average(self.model.network, args.ema)
+        self.ema = MovingAverage(self.model.network, args.ema)
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
 
     def batch(self):
@@ -158,8 +155,7 @@ class Run:
             print(f"{self.model.label}, T = {args.T}, {count / 1e6:.2f} M parameters, on {args.data} ({N} images, {C} x {H} x {W}): "
                   f"{args.steps} steps of {args.batch}, preset {args.preset}, {args.device}, "
                   f"{'bfloat16' if self.amp else 'float32'}, into {args.out}", file=sys.stderr)
-            shown_every = 0.5 if sys.stderr.isatty() else 60  # seconds
-            bar = tqdm(total=args.steps * args.batch, initial=self.step * args.batch, unit="img", mininterval=shown_every)
+            bar = tqdm(total=args.steps * args.batch, initial=self.step * args.batch, unit="img", mininterval=0.5 if sys.stderr.isatty() else 60)
             with bar:
                 start = time.perf_counter() - self.seconds
                 while self.step < args.steps:
@@ -206,7 +202,6 @@ class Run:
         """Within the block no other run can write into the folder."""
         out = self.args.out
         try:
-            os.makedirs(os.path.realpath(out), exist_ok=True)
             with cli.locked_folder(os.path.realpath(out), wait=False):
                 if self.saved:
                     self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
@@ -238,7 +233,7 @@ class Run:
         row = {"step": self.step, "seconds": round(self.seconds, 1), **self._means()}
         if abs(row.get("gap_1", 1)) < 0.1:  # with bad samples that is a failed run, no equilibrium
             tqdm.write(f"step {self.step}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, so D is at chance. If the samples "
-                       "are bad: lower --lr-g, raise --lr-d or change the penalties", file=sys.stderr)
+                       "are bad: lower --lr-g or raise --lr-d", file=sys.stderr)
         self.rows.append(row)
         self.sums = {}
 
@@ -265,7 +260,7 @@ class Run:
             "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
             "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
         }
-        with write_atomically(self.path) as temporary:  # last, so that a run cut short before it does all this again
+        with write_atomically(self.path) as temporary:  # last: a run that dies before it writes the other files again when resumed
             torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
 
     def _restore(self, training):
@@ -287,13 +282,19 @@ class Run:
             raise BadInput(f"{self.path} does not fit this version of the trainer ({reason}): begin a new run") from error
 
 
-def exponential_moving_average(network, decay):
-    """theta' <- d theta' + (1 - d) theta, with d rising to `decay` so that the first weights are soon forgotten."""
+class MovingAverage(AveragedModel):
+    """theta' <- d theta' + (1 - d) theta, with d rising to `decay` so that the first weights are soon forgotten.
 
-    def average(averages, weights, _):
-        n = int(model.n_averaged)  # it stays on the CPU
-        d = min(decay, (1 + n) / (10 + n))  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
-        get_ema_multi_avg_fn(d)(averages, weights, n)
+    torch's own update copies its counter to the GPU at every step, and waits for that.
+    """
 
-    model = AveragedModel(network, multi_avg_fn=average)
-    return model
+    def __init__(self, network, decay):
+        super().__init__(network)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, network):
+        n = int(self.n_averaged)  # it stays on the CPU
+        d = min(self.decay, (1 + n) / (10 + n)) if n else 0.0  # as TensorFlow's ExponentialMovingAverage(num_updates=n)
+        get_ema_multi_avg_fn(d)(list(self.module.parameters()), list(network.parameters()), n)
+        self.n_averaged += 1

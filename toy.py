@@ -31,7 +31,7 @@ from data import save_figure, subplots
 from diffusion import Diffusion
 from fid import frechet_distance, moments
 from losses import GENERATOR_LOSSES, OBJECTIVES
-from run import exponential_moving_average
+from run import MovingAverage
 
 MODES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2), in units of the grid
 STD = 0.05  # of a mode, in the same units
@@ -129,17 +129,17 @@ def train(method, T, args, seed, afd):
         schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
     recipe = train_ddgan.recipe(args.objective, 4)
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[recipe["generator"]]
-    ema = exponential_moving_average(network, decay=0.999)
+    ema = MovingAverage(network, decay=0.999)
     for step in tqdm(range(args.steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):
         x_0 = draw(args.batch)
         if method == "ddpm":
             train_ddpm.train_step(network, optimizer, x_0, diffusion)
         elif method == "siddm":
-            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, afd, args.reg)
+            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, afd=afd, reg=args.reg)
         else:
             r1 = args.r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
             train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, objective, generator_loss,
-                                   r1, recipe["gp"], recipe["drift"], args.energy)
+                                   r1=r1, gp=recipe["gp"], drift=recipe["drift"], energy=args.energy)
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -167,7 +167,7 @@ def score(x, held_out):
     """Points (n, 2) against as many held-out ones: a dict of modes covered, share of high quality, and two distances.
 
     A sample is of high quality within 4 STD of a mode; a mode is covered if it has a fifth of its fair share of those.
-    frechet and sliced (W_1, the mean over 32 directions) are in units of the grid, squared and not.
+    frechet and sliced (W_1, the mean over 32 directions) are in squared grid units and in grid units.
     """
     x, held_out = x / SCALE, held_out / SCALE
     distance, nearest = torch.cdist(x, MODES).min(dim=1)
@@ -194,7 +194,7 @@ def true_posterior(x_t, t, diffusion, n):
 
 @torch.no_grad()
 def draw_figure(network, diffusion, path, z_dim, title, out):
-    """Data, samples, some ways from x_T to x_0, and section 2.2: what may an x_t have been, and what says the network?"""
+    """Data, samples, some ways from x_T to x_0, and section 2.2: which x_0 may this x_t have come from, and which does the network predict?"""
     figure, axes = subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
     axes[0].scatter(*draw(SAMPLES).T, **points)

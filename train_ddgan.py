@@ -3,7 +3,7 @@
     python train_ddgan.py                                       # on a GPU; without one, an hour on one CPU core
     python train_ddgan.py --objective hellinger --out runs/hellinger
 
-Writes into runs/ddgan what train_ddpm.py writes into runs/ddpm. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
+Writes into runs/ddgan: model.pt, checkpoint.pt, log.csv, grids of samples, as train_ddpm.py does. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
 for each t: it should be clearly positive at t = 1 and fall with t. The losses say little, because at large t
 real and fake are both almost noise.
 """
@@ -41,7 +41,7 @@ RECIPES = {
     # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500.
     # G at half of js's rate, so that D leads from the start: at js's the kinds of garments lost their balance
     "total-variation": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.01, "generator": "minimax"},
-    # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's. With a faster G D fell behind
+    # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's. At js's rate for G, D fell behind
     "wasserstein": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
     # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake; a fake that D takes for real costs exp(V - 1),
     # and without drift and R1 of 0.1 such fakes throw D back, and G makes a few shapes only
@@ -108,7 +108,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     D.requires_grad_(True)
 
     one_hot = F.one_hot(t, diffusion.T + 1).float()  # (B,) -> (B, T+1)
-    return {"loss_D": loss_D, "loss_G": loss_G, "gap": ((V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0))}
+    scored = {"energy": score} if energy else {}
+    return {"loss_D": loss_D, "loss_G": loss_G, **scored, "gap": ((V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0))}
 
 
 def main(argv=None):
@@ -134,8 +135,8 @@ def main(argv=None):
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
-    # Only G's rate falls. While G moves fast the kinds of garments go round in their shares, each D chasing the last G;
-    # with D's constant, D comes to lead, and they end nearer to the data's
+    # Only G's rate falls. While G moves fast the share of each kind of garment swings up and down, D chasing the last G;
+    # with D's rate constant, D comes to lead, and the shares end nearer to the data's
     scheduler = CosineAnnealingLR(optimizer_G, args.steps)
     parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler": scheduler}
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
@@ -143,7 +144,7 @@ def main(argv=None):
     for _ in run.steps(**parts):
         r1 = args.r1 * R1_EVERY if run.step % R1_EVERY == 0 else 0.0
         run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective, generator_loss,
-                             r1, args.gp, args.drift, args.energy, run.amp))
+                             r1=r1, gp=args.gp, drift=args.drift, energy=args.energy, amp=run.amp))
         scheduler.step()
         run.ema.update_parameters(G)
 

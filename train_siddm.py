@@ -82,7 +82,7 @@ def main(argv=None):
     parts |= {"scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
 
     for _ in run.steps(**parts):
-        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, args.afd, args.reg, run.amp))
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, afd=args.afd, reg=args.reg, amp=run.amp))
         scheduler_G.step()
         scheduler_D.step()
         run.ema.update_parameters(G)

@@ -109,7 +109,7 @@ class UNet(nn.Module):
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
     blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
     smooth: enlarge bilinearly on the way up. G must, or the grid of folded pixels shows in its samples; eps_theta must
-    not, for the noise that it predicts knows no neighbours.
+    not: neighbouring pixels of the noise are independent, so that blurring them would hurt.
     """
 
     def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False):

@@ -197,10 +197,10 @@ def compare_fid(args, images):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         random_inception(folder / "weights.pth")
-        for half, some in zip(HALVES, (images[1::2], images[::2])):
-            np.save(folder / f"{half}.npy", some.numpy())
+        for half, images_of_half in zip(HALVES, (images[1::2], images[::2])):
+            np.save(folder / f"{half}.npy", images_of_half.numpy())
             (folder / half).mkdir()
-            for i, image in enumerate(some):
+            for i, image in enumerate(images_of_half):
                 to_pil_image(image).save(folder / half / f"{i:05d}.png")
         ours = None
         for name in FID_PACKAGES:

@@ -35,8 +35,8 @@ def exact_share(x_0, images, t, diffusion):
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
     images = images.flatten(1)  # (N, D)
     # q(x_0 | x_t) is proportional to exp(-||x_t - sqrt(alpha_bar_t) x_0||^2 / (2 (1 - alpha_bar_t))), Bayes' rule with (2)
-    square = torch.sqrt(alpha_bar) * x_t @ images.T - alpha_bar / 2 * images.square().sum(1)  # (n, N), up to a constant of each row
-    weights = torch.softmax(square.double() / variance, dim=1).float()
+    log_likelihood = (torch.sqrt(alpha_bar) * x_t @ images.T - alpha_bar / 2 * images.square().sum(1)) / variance  # (n, N), up to a constant a row
+    weights = torch.softmax(log_likelihood.double(), dim=1).float()
     mean = weights @ images  # E[x_0 | x_t], (n, D)
     within = (weights @ images.square() - mean.square()).mean(0).sum()
     return (within / images.var(dim=0).sum()).item()
@@ -53,7 +53,7 @@ def predictions(model, x_0, t, draws):
 @torch.no_grad()
 def samples_of_z(model, n, draws):
     """Final samples (n, draws, ...): in a row x_T and the noise of each posterior are the same, z is not."""
-    noise = torch.randn(model.T + 1, n, *model.shape, device=model.device)  # entry T + 1 of the chain is x_T itself
+    noise = torch.randn(model.T + 1, n, *model.shape, device=model.device)  # entry 0 is x_T, entry t the noise of step t
     x_t = noise[0].repeat_interleave(draws, dim=0)
     for step in range(model.T, 0, -1):
         t = torch.full((len(x_t),), step, device=model.device)

@@ -96,6 +96,13 @@ def test_almost_nothing_of_x_0_is_left_at_T_for_every_T(schedule):
         assert (diffusion.beta[1:] > 0).all() and (diffusion.beta[1:] < 1).all()
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values())
+def test_a_schedule_is_a_function_of_s_alone(schedule):
+    s = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(schedule(s[5:]), schedule(s)[5:])
+    assert schedule(s)[0] == 1
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_tables_are_those_that_the_papers_print(schedule):
     """alpha_t = 1 - beta_t, alpha_bar_t = prod alpha_i; beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t."""

@@ -347,6 +347,11 @@ def test_models_of_different_data_need_one_reference(folder, monkeypatch, capsys
     assert "fashion-mnist and real.npy" in capsys.readouterr().err
 
 
+def test_a_table_in_a_folder_that_is_not_there_yet_is_made(folder, monkeypatch):
+    run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--csv", "new/deep/fid.csv")
+    assert len(fid.read_csv("new/deep/fid.csv")) == 1
+
+
 def test_a_table_to_which_several_processes_add_loses_no_row(tmp_path):
     code = "import sys, fid; row = dict.fromkeys(fid.COLUMNS, '1'); [fid.add_to_csv('fid.csv', row | {'name': f'{sys.argv[1]}-{i}'}) for i in range(20)]"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}) for i in range(3)]

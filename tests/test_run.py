@@ -57,9 +57,9 @@ def images(tmp_path, monkeypatch):
 def test_any_images_are_trained_resumed_sampled_and_scored(method, data, shape, images, monkeypatch, capsys):
     TRAINERS[method].main([*TINY, "--data", data, "--steps", "2", "--out", "run"])
     TRAINERS[method].main(["--resume", "--steps", "3", "--out", "run", "--device", "cpu"])
-    assert f"on {data} (12 images, {' x '.join(map(str, shape))})" in capsys.readouterr().err
+    assert f"{data} (12 images, {' x '.join(map(str, shape))})" in capsys.readouterr().err
     model = load("run/model.pt")
-    assert model.shape == shape and model.args["data"] == data and model.args["step"] == 3
+    assert model.shape == shape and model.args["data"] in (data, os.path.abspath(data)) and model.args["step"] == 3
     assert model.generate(2).shape == (2, *shape)
     sample.main(["run/model.pt", "-n", "6", "--npy", "samples.npy", "--device", "cpu"])
     assert np.load("samples.npy").shape == (6, *shape) and Image.open("samples.png").size[0] > 0
@@ -171,7 +171,7 @@ def test_a_run_claims_its_folder_when_it_begins(images):
 
 def test_a_run_is_resumed_by_its_own_trainer_with_its_own_images(images):
     runpy.run_path(str(HOME / "experiments/ablation.py"))["main"]([*TINY, "--data", "grey.npy", "--steps", "2", "--predict", "x_0", "--out", "x_0"])
-    with pytest.raises(cli.BadInput, match="begun by another trainer, with --loss"):
+    with pytest.raises(cli.BadInput, match="has --loss, which this trainer lacks"):
         train_ddpm.main(["--resume", "--steps", "4", "--out", "x_0"])
     train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "eps"])
     with pytest.raises(cli.BadInput, match=r"--predict x_0 is not what eps/checkpoint.pt was begun with \(eps\)"):
@@ -274,6 +274,30 @@ def test_every_script_works_from_a_notebooks_cell(name, images):
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, HOME / name, *flags], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "named"), [({"sampler": "DDIM"}, "DDIM"), ({"variance": "learned"}, "learned"),
+                                                   ({"sampler": "ddim", "eta": 2.0}, "2.0"), ({"steps": 0}, "0"), ({"steps": 1001}, "1001")])
+def test_wrong_arguments_of_a_sampler_are_named_in_a_notebook_too(arguments, named):
+    with pytest.raises(cli.BadInput, match=named):
+        load(HOME / "weights/ddpm.pt").generate(1, **arguments)
+
+
+def test_a_file_from_before_shapes_were_saved_is_one_of_garments(images):
+    saved = torch.load(HOME / "weights/ddgan.pt", weights_only=True)
+    del saved["args"]["shape"], saved["args"]["data"]
+    torch.save(saved, "old.pt")
+    assert torch.equal(load("old.pt").generate(2), load(HOME / "weights/ddgan.pt").generate(2))
+
+
+def test_resuming_from_another_folder_finds_its_images(images, monkeypatch):
+    train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "1", "--out", "run"])
+    os.mkdir("elsewhere")
+    monkeypatch.chdir("elsewhere")
+    train_ddpm.main(["--resume", "--steps", "2", "--out", "../run"])
+    os.rename("../grey.npy", "../moved.npy")
+    train_ddpm.main(["--resume", "--steps", "3", "--data", "../moved.npy", "--out", "../run"])
+    assert load("../run/model.pt").args["step"] == 3
 
 
 # Weights that are not finite, names that stdout has not

@@ -21,7 +21,7 @@ import train_ddgan
 import train_ddpm
 from cli import BadInput
 from model import PREDICTIONS, Model, load
-from run import exponential_moving_average
+from run import MovingAverage
 from sample import denoise
 
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
@@ -233,7 +233,7 @@ BAD = {
     "a DDGAN flag for the DDPM trainer": (["train_ddpm.py", "--r1", "0.1"], "--r1"),
     "an existing run": (["train_ddpm.py", "--out", "{runs}/DDPM"], "--resume"),
     "nothing to resume": (["train_ddpm.py", "--out", "{tmp}/none", "--resume"], "none/checkpoint.pt"),
-    "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "begun by another trainer"),
+    "resuming another method's run": (["train_ddpm.py", "--out", "{runs}/DDGAN", "--resume"], "which this trainer lacks"),
     "a seed beyond 64 bits": (["train_ddpm.py", "--seed", "99999999999999999999"], "99999999999999999999"),
     "a device without arithmetic": (["train_ddpm.py", "--device", "meta"], "meta"),
     "one name for both outputs": (["sample.py", "{runs}/DDPM/model.pt", "--out", "{tmp}/a", "--npy", "{tmp}/a"], "{tmp}/a"),
@@ -332,7 +332,7 @@ def test_the_gradient_penalty_is_added_at_every_step_with_its_published_weight(t
 
 def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():
     network = torch.nn.Linear(1, 1, bias=False)
-    ema = exponential_moving_average(network, decay=0.9)
+    ema = MovingAverage(network, decay=0.9)
     expected = None
     for n in range(200):
         torch.nn.init.constant_(network.weight, float(n))
