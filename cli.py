@@ -254,10 +254,10 @@ def locked_folder(folder, wait=True):
 
     The system's lock ends with the process. Without locks (Windows, some file systems) nothing is held.
     """
+    os.makedirs(folder, exist_ok=True)
     if not fcntl:
         yield
         return
-    os.makedirs(folder, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

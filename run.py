@@ -105,8 +105,8 @@ class Run:
     not finite ends the run and leaves those files as they were.
     """
 
-    def __init__(self, method, args, **about):
-        """args: what `parse` returned; about: more that the checkpoint must say of the model. Writes nothing; may raise BadInput."""
+    def __init__(self, method, args):
+        """args: what `parse` returned. Writes nothing; may raise BadInput."""
         self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
         self.saved = read_checkpoint(self.path) if args.resume else None
@@ -134,8 +134,7 @@ class Run:
         self.amp = computes_in_bf16(args.device) if args.amp is None else args.amp
         torch.manual_seed(args.seed)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-        about = {"method": method, "schedule": "vp", **about, **flags, "shape": (C, H, W), "network": {**self.sizes, **latent}}
-        self.model = Model(about, args.device)
+        self.model = Model({"method": method, "schedule": "vp", **flags, "shape": (C, H, W), "network": {**self.sizes, **latent}}, args.device)
         self.diffusion = self.model.diffusion
         self.ema = MovingAverage(self.model.network, args.ema)
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
@@ -201,17 +200,18 @@ class Run:
     def _claimed_folder(self):
         """Within the block no other run can write into the folder."""
         out = self.args.out
-        try:
-            with cli.locked_folder(os.path.realpath(out), wait=False):
-                if self.saved:
-                    self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
-                else:
-                    self._refuse_a_folder_in_use()
-                yield
-        except BlockingIOError as error:
-            raise BadInput(f"another run is writing into {out}: choose another --out") from error
-        except OSError as error:
-            raise BadInput(f"cannot write into {out}: {error.strerror}; choose another --out") from error
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(cli.locked_folder(os.path.realpath(out), wait=False))
+            except BlockingIOError as error:
+                raise BadInput(f"another run is writing into {out}: choose another --out") from error
+            except OSError as error:
+                raise BadInput(f"cannot write into {out}: {error.strerror}; choose another --out") from error
+            if self.saved:
+                self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
+            else:
+                self._refuse_a_folder_in_use()
+            yield
 
     def _means(self):
         means = {}
