@@ -74,8 +74,9 @@ class Model:
         args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape, self.z_dim = tuple(args["shape"]), args["network"].get("z_dim", 0)
-        self.network = NETWORKS[self.method](**args["network"]).to(device)
         self.diffusion = Diffusion(self.T, args["schedule"], device)
+        more = {} if self.method == "DDPM" else {"alpha_bar": self.diffusion.alpha_bar, "size": self.shape[1:]}
+        self.network = NETWORKS[self.method](**args["network"], **more).to(device)
 
     @property
     def label(self):

@@ -70,8 +70,8 @@ def main(argv=None):
     flag("--afd", type=cli.number(float, 0), default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
     flag("--reg", type=cli.number(float, 0), default=1.0, help="weight of D's regulariser (14), to predict x_0 from a real x_{t-1}")
     flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; published: cosine")
-    flag("--z-dim", type=cli.number(int, 0), default=64, help="dimensions of the latent z, of which G sees the direction; 0 is none")
-    args = parse(parser, argv, cpu={"steps": 6000, "batch": 32, "width": 40})
+    flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
+    args = parse(parser, argv, cpu={"steps": 6000, "batch": 32})
     run = Run("SIDDM", args)
     G, D = run.model.network, Critic(**run.sizes).to(args.device)
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8

@@ -1,7 +1,7 @@
 """The U-Net of section 3.1 and what section 3.2 makes of it: denoiser, generator, discriminator.
 
     UNet             eps_theta(x_t, t)       the DDPM's denoiser
-    Generator        G(x_t, z, t)            DDGAN's generator: the same network, z joins the embedding of t
+    Generator        G(x_t, z, t)            DDGAN's generator: the same network, z is an image beside x_t
     Discriminator    V(x_{t-1}, x_t, t)      the downward half with a linear output layer
     Critic           V, C_psi, x_0 (x_{t-1}, t)    SIDDM's discriminator: the whole network with three heads
 
@@ -19,7 +19,7 @@ from torch import nn
 # The paper names no sizes. fold = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
 PRESETS = {
     "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: like Ho et al.'s for CIFAR-10, half as wide
-    "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: an hour on one core; GANs take 40
+    "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: an hour on one core
 }
 
 
@@ -104,7 +104,7 @@ class Down(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t): x_t (B, channels, H, W) and t int64 (B,) -> (B, channels, H, W), sec. 3.1.
+    """eps_theta(x_t, t): x_t (B, c_in, H, W) and t int64 (B,) -> (B, channels, H, W), sec. 3.1; c_in = channels if not given.
 
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
     blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
@@ -112,24 +112,25 @@ class UNet(nn.Module):
     not: neighbouring pixels of the noise are independent, so that blurring them would hurt.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False, c_in=None):
         super().__init__()
+        c_in = c_in or channels
         self.width, self.fold, self.smooth = width, fold, smooth
         c, c_emb = [m * width for m in mult], 4 * width
         self.embed_t = mlp(width, c_emb, layers=2)
-        self.down = Down(channels * fold**2, width, mult, blocks, c_emb)
+        self.down = Down(c_in * fold**2, width, mult, blocks, c_emb)
         self.mid = nn.ModuleList([ResBlock(c[-1], c[-1], c_emb), ResBlock(c[-1], c[-1], c_emb)])
         self.attention = Attention(c[-1])
         self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
         self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
         self.norm_out = norm(c[0])
         # at full resolution again, with x_t itself
-        self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + channels, 16, 3, padding=1)
+        self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + c_in, 16, 3, padding=1)
         self.out = nn.Conv2d(16, channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
 
-    def forward(self, x_t, t, emb_z=0):
-        emb = F.silu(self.embed_t(embed_time(t, self.width)) + emb_z)  # (B,) -> (B, 4 width)
+    def forward(self, x_t, t):
+        emb = F.silu(self.embed_t(embed_time(t, self.width)))  # (B,) -> (B, 4 width)
         features = self.down(F.pixel_unshuffle(x_t, self.fold), emb)  # (B, C, H, W) -> (B, C fold^2, H/fold, W/fold)
         h = self.mid[0](features[-1], emb)
         h = self.mid[1](self.attention(h), emb)
@@ -148,20 +149,27 @@ class UNet(nn.Module):
 
 
 class Generator(UNet):
-    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1]; z (B, z_dim) joins the embedding of t, sec. 3.2.
+    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1], sec. 3.2: x_t (B, channels, H, W), z (B, z_dim), t int64 (B,).
 
-    With z_dim = 0 there is no latent and G is deterministic.
+    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. The noise
+    in x_t would do as well as z to tell x_0 apart, and G would ignore z; so x_t enters as c_t x_t, turned down where it
+    is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is neither: G(x_t, t) is one image.
     """
 
-    def __init__(self, z_dim=64, width=64, **sizes):
-        super().__init__(width=width, smooth=True, **sizes)
-        self.embed_z = mlp(z_dim, 4 * width, layers=3) if z_dim else None
+    def __init__(self, alpha_bar, z_dim=100, channels=1, size=(28, 28), **sizes):
+        super().__init__(channels, c_in=2 * channels if z_dim else channels, smooth=True, **sizes)
+        self.z_dim = z_dim
+        if z_dim:
+            self.embed_z = nn.Linear(z_dim, channels * size[0] * size[1], bias=False)
+            nn.init.normal_(self.embed_z.weight, std=z_dim**-0.5)  # an image of variance 1, as x_t's
+            # sqrt(alpha_bar_t) x_0 against a twentieth of the noise: 0.05 is ours
+            self.register_buffer("c", torch.sqrt(alpha_bar / (alpha_bar + 0.05 * (1 - alpha_bar))), persistent=False)
 
     def forward(self, x_t, z, t):
-        if not self.embed_z:
-            return torch.tanh(super().forward(x_t, t))
-        z = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # on a sphere, as DDGAN, appendix C
-        return torch.tanh(super().forward(x_t, t, self.embed_z(z)))
+        if self.z_dim:
+            c = self.c[t].view(-1, 1, 1, 1)
+            x_t = torch.cat([c * x_t, torch.sqrt(1 - c**2) * self.embed_z(z).view_as(x_t)], dim=1)  # -> (B, 2 channels, H, W)
+        return torch.tanh(super().forward(x_t, t))
 
 
 def minibatch_stddev(h, group=4):
@@ -177,18 +185,18 @@ def minibatch_stddev(h, group=4):
 class Discriminator(nn.Module):
     """V(x_{t-1}, x_t, t): two (B, channels, H, W) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
 
-    The U-Net's downward half and a linear output layer; the arguments are the U-Net's, and size = (H, W). With stddev, it is also told how
-    much images differ from their neighbours in the batch, which must then be a multiple of 4.
+    The U-Net's downward half and a linear output layer; the arguments are the U-Net's, and size = (H, W). It is also
+    told how much images differ from their neighbours in the batch, of which B must be a multiple of 4.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=(28, 28), stddev=False):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=(28, 28)):
         super().__init__()
-        self.width, self.fold, self.stddev = width, fold, stddev
+        self.width, self.fold = width, fold
         c, stride = mult[-1] * width, fold * 2 ** (len(mult) - 1)
         self.embed_t = mlp(width, 4 * width, layers=2)
         self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
         self.norm_out = norm(c)
-        self.out = nn.Linear((c + stddev) * (size[0] // stride) * (size[1] // stride), 1)
+        self.out = nn.Linear((c + 1) * (size[0] // stride) * (size[1] // stride), 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x_prev, x_t, t):
@@ -196,8 +204,7 @@ class Discriminator(nn.Module):
         h = torch.cat([x_prev, x_t], dim=1)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
         h = F.pixel_unshuffle(h, self.fold)  # -> (B, 2C fold^2, H/fold, W/fold)
         h = F.silu(self.norm_out(self.down(h, emb)[-1]))
-        if self.stddev:
-            h = torch.cat([h, minibatch_stddev(h)], dim=1)  # (B, C, H, W) -> (B, C+1, H, W)
+        h = torch.cat([h, minibatch_stddev(h)], dim=1)  # (B, C, H, W) -> (B, C+1, H, W)
         return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)
 
 

@@ -70,9 +70,6 @@ def report(name, function, images, args, peak):
     return rate, count
 
 
-GAN_WIDTH = {"cpu": 40}  # as train_ddgan.py --preset cpu has it
-
-
 def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
@@ -82,11 +79,11 @@ def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
 
 def ddgan_step(args, name):
     """One training step of train_ddgan.py without its penalty, T = 4."""
-    sizes = preset(name, GAN_WIDTH.get(name))
-    G, D, diffusion = Generator(**sizes).to(args.device), Discriminator(**sizes).to(args.device), Diffusion(4, device=args.device)
+    sizes, diffusion = preset(name), Diffusion(4, device=args.device)
+    G, D = Generator(diffusion.alpha_bar, **sizes).to(args.device), Discriminator(**sizes).to(args.device)
     optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
     x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
-    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim=64, amp=computes_in_bf16(args.device))
+    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, G.z_dim, amp=computes_in_bf16(args.device))
 
 
 def sampling(sample, network, args):
@@ -223,6 +220,8 @@ def main(argv=None):
     parser.add_argument("--threads", type=cli.number(int, 1), default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="where to measure")
     args = parser.parse_args(argv)
+    if args.batch % 4:
+        raise cli.BadInput(f"--batch {args.batch}: D compares images four by four, so give a multiple of 4")
     if 0 < args.images < 4:
         raise cli.BadInput(f"--images {args.images}: a covariance of each half takes 4 or more; 0 leaves the FID out")
     images = load("fashion-mnist", "test", args.root)[:args.images] if args.images else None
@@ -253,10 +252,11 @@ def main(argv=None):
             print(f"{library} is not installed: not compared")
 
     print(f"\n{'sampling':58s} GFLOP/im  images/s   GFLOP/s of product")
+    diffusion = Diffusion(4, device=args.device)
     for name in reversed(PRESETS):
-        denoiser, G = UNet(**preset(name)).to(args.device), Generator(**preset(name, GAN_WIDTH.get(name))).to(args.device)
+        denoiser, G = UNet(**preset(name)).to(args.device), Generator(diffusion.alpha_bar, **preset(name)).to(args.device)
         report(f"DDPM, preset {name}, DDIM 10 steps", sampling(lambda f, x: Diffusion(1000, device=args.device).strided(10).ddim(f, x), denoiser, args), args.batch, args, peak)
-        report(f"DDGAN, preset {name}, T = 4", sampling(lambda f, x: Diffusion(4, device=args.device).ddgan(f, x, 64), G, args), args.batch, args, peak)
+        report(f"DDGAN, preset {name}, T = 4", sampling(lambda f, x: diffusion.ddgan(f, x, f.z_dim), G, args), args.batch, args, peak)
 
     if args.images:
         print()
