@@ -32,35 +32,33 @@ R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 1
 # What each objective trains with unless flags say otherwise; one without a row here trains with js's.
 # Weights: r1 of the R1 penalty, gp of the gradient penalty, drift of the penalty on V^2.
 RECIPES = {
-    # non-saturating, as eq. (9); the rates and the R1 that served best among those tried with small batches
-    "js": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "non-saturating"},
+    # non-saturating, as eq. (9)
+    "js": {"r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "non-saturating"},
     # (21), with the printed V as -V. G's gradient exp(V) vanishes where D is sure of a fake, which R1 prevents
-    "hellinger": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
+    "hellinger": {"r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
     # (24), with the printed V as -V. G's gradient is 1 for every V; with R1 0.01 it drops modes
-    "reverse-kl": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
-    # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500.
-    # G at half of js's rate, so that D leads from the start: at js's the kinds of garments lost their balance
-    "total-variation": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.01, "generator": "minimax"},
-    # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's. At js's rate for G, D fell behind
-    "wasserstein": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
+    "reverse-kl": {"r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
+    # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500
+    "total-variation": {"r1": 0.1, "gp": 0.0, "drift": 0.01, "generator": "minimax"},
+    # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's
+    "wasserstein": {"r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
     # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake; a fake that D takes for real costs exp(V - 1),
     # and without drift and R1 of 0.1 such fakes throw D back, and G makes a few shapes only
-    "kl": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.1, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
+    "kl": {"r1": 0.1, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
     # minimax would push fakes with V < -2 the wrong way; the best V, 2 (q/p - 1), has no upper bound: drift gives it one
-    "pearson": {"lr_g": 1e-4, "lr_d": 8e-4, "r1": 0.01, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
+    "pearson": {"r1": 0.01, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
 }
 
-# What differs with one step and, for an objective whose G minimises the bound, with two or three: there D soon tells real
-# from fake at t = 1, where it sees clean images. A larger R1 slows it down, js's rates let G keep up
-FEW_STEPS = {"r1": 0.5}
+# R1 with one step and, for an objective whose G minimises the bound, with two or three: the fewer the steps, the more of
+# x_0 the step t = 1 must invent, where D sees clean images and soon tells them apart. A larger penalty slows it down
+FEW_STEPS_R1 = 0.5
 
 
 def recipe(objective, T):
-    """The defaults of --lr-g, --lr-d, --r1, --gp, --drift and --generator for a key of OBJECTIVES and T steps."""
+    """The defaults of --r1, --gp, --drift and --generator for a key of OBJECTIVES and T steps."""
     row = RECIPES.get(objective, RECIPES["js"])
-    if T == 1 or T <= 3 and row["generator"] == "minimax":
-        row = row | {name: value for name, value in FEW_STEPS.items() if row[name]}  # Wasserstein has no R1
-    return row
+    few = T == 1 or T <= 3 and row["generator"] == "minimax"
+    return row | {"r1": FEW_STEPS_R1} if few and row["r1"] else row  # Wasserstein has no R1
 
 
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=OBJECTIVES["js"],
@@ -115,11 +113,12 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
 def main(argv=None):
     parser = training_parser(__doc__, T=4, out="runs/ddgan")
     flag, weight = parser.add_argument, cli.number(float, 0)
+    # G at an eighth of D's rate, so that D leads from the start: at a quarter the kinds of garments lost their balance
+    flag("--lr-g", type=cli.number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-d", type=cli.number(float, above=0), default=8e-4, help="Adam's for D, constant; a D that falls behind G stays at chance")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; with T it sets "
-         "the defaults of the next six")
+         "the defaults of the next four")
     flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does not saturate")
-    flag("--lr-g", type=cli.number(float, above=0), help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=cli.number(float, above=0), help="Adam's for D, constant; a D that falls behind G stays at chance")
     flag("--r1", type=weight, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--gp", type=weight, help="weight of the gradient penalty of v2 (31)")
     flag("--drift", type=weight, help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")

@@ -65,7 +65,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
 def main(argv=None):
     parser = training_parser(__doc__, T=4, out="runs/siddm")
     flag = parser.add_argument
-    flag("--lr-g", type=cli.number(float, above=0), default=2e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-g", type=cli.number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
     flag("--lr-d", type=cli.number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
     flag("--afd", type=cli.number(float, 0), default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
     flag("--reg", type=cli.number(float, 0), default=1.0, help="weight of D's regulariser (14), to predict x_0 from a real x_{t-1}")

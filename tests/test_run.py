@@ -124,10 +124,10 @@ def test_help_shows_the_values_that_will_be_used(trainer, capsys):
 
 
 def test_help_of_an_objective_shows_its_recipe(capsys):
-    for objective, rate in (("js", "0.0002"), ("wasserstein", "0.0001")):
+    for objective, weight in (("js", "0.0"), ("wasserstein", "10.0")):
         with pytest.raises(SystemExit):
             train_ddgan.main(["--objective", objective, "--help"])
-        assert f"falling to 0 as a cosine (default: {rate})" in " ".join(capsys.readouterr().out.split())
+        assert f"of v2 (31) (default: {weight})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("device", "preset", "steps"), [("cpu", "cpu", 7000), ("cuda", "gpu", 60000)])

@@ -304,13 +304,11 @@ def test_every_objective_trains_with_its_recipe_and_its_flags_can_be_given(tmp_p
         assert {flag: args[flag] for flag in recipe} == recipe
 
 
-@pytest.mark.parametrize(("objective", "T", "r1", "lr_g"), [
-    ("js", 2, 0.1, 2e-4), ("reverse-kl", 2, 0.5, 2e-4), ("hellinger", 3, 0.5, 2e-4), ("total-variation", 4, 0.1, 1e-4),
-    ("wasserstein", 2, 0, 2e-4), ("wasserstein", 4, 0, 1e-4)])
-def test_few_steps_have_a_recipe_of_their_own(objective, T, r1, lr_g, tmp_path, run):
+@pytest.mark.parametrize(("objective", "T", "r1"), [("js", 2, 0.1), ("reverse-kl", 2, 0.5), ("hellinger", 3, 0.5), ("hellinger", 4, 0.1),
+                                                    ("wasserstein", 2, 0)])
+def test_few_steps_have_a_penalty_of_their_own(objective, T, r1, tmp_path, run):
     assert run("train_ddgan.py", *TINY, "--T", T, "--objective", objective, "--steps", "2", "--out", tmp_path)[0] == 0
-    args = torch.load(tmp_path / "model.pt", weights_only=True)["args"]
-    assert (args["r1"], args["lr_g"]) == (r1, lr_g)
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["args"]["r1"] == r1
 
 
 @pytest.mark.parametrize(("flags", "r1"), [((), 0.5), (("--r1", "0.03"), 0.03), (("--objective", "wasserstein"), 0)])
