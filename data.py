@@ -109,6 +109,21 @@ def load_folder(path):
     return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
 
 
+def load_picture(path, shape):
+    """One image file, cut and scaled to a model's shape (C, H, W), C 1 (grey) or 3: uint8, or BadInput."""
+    from PIL import Image, ImageOps
+
+    C, H, W = shape
+    if C not in (1, 3):
+        raise BadInput(f"{path} is grey or in colour, and this model's images have {C} channels: use another model")
+    try:
+        with Image.open(path) as image:
+            picture = np.array(ImageOps.fit(image.convert("L" if C == 1 else "RGB"), (W, H)))
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another image file") from error
+    return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
+
+
 # -- torchvision's data sets, and where their files come from -------------------------------------------------
 
 

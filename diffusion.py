@@ -79,20 +79,24 @@ class Diffusion:
         self.alpha_bar, self.one_minus_alpha_bar = table(1, now), table(0, 1 - now)
         self.beta_tilde, self.mean_x_0, self.mean_x_t = (table(math.nan, values) for values in (beta_tilde, mean_x_0, mean_x_t))
 
-    def strided(self, tau):
+    def strided(self, tau, end=None):
         """The same process seen only at a sub-sequence of its steps: what few-step samplers run on.
 
-        tau is the number of steps S (spread evenly over 1..T) or the increasing times themselves, the last
-        of them T. Returns a Diffusion of S steps whose tables come from alpha_bar[tau]; its `tau` holds
-        the original times, which the networks were trained on. Raises ValueError for what is no sub-sequence.
+        tau is the number of steps S (spread evenly over 1..end) or the increasing times themselves, the last of them
+        `end`, by default T: a sampler of the result begins there. Returns a Diffusion of S steps whose tables come from
+        alpha_bar[tau]; its `tau` holds the original times, which the networks were trained on. Raises ValueError for
+        what is no sub-sequence.
         """
+        end = self.T if end is None else end
+        if not 1 <= end <= self.T:
+            raise ValueError(f"end = {end}: choose between 1 and T = {self.T}")
         if isinstance(tau, int):
-            if not 1 <= tau <= self.T:
-                raise ValueError(f"steps = {tau}: choose between 1 and T = {self.T}")
-            tau = [(2 * i * self.T + tau) // (2 * tau) for i in range(1, tau + 1)]  # i T / S, rounded half up
+            if not 1 <= tau <= end:
+                raise ValueError(f"steps = {tau}: choose between 1 and {end}")
+            tau = [(2 * i * end + tau) // (2 * tau) for i in range(1, tau + 1)]  # i end / S, rounded half up
         tau = [0, *tau]
-        if any(b <= a for a, b in pairwise(tau)) or tau[-1] != self.T:
-            raise ValueError(f"steps {tau[1:]}: give increasing times from 1 to T = {self.T}, T included")
+        if any(b <= a for a, b in pairwise(tau)) or tau[-1] != end:
+            raise ValueError(f"steps {tau[1:]}: give increasing times from 1 to {end}, {end} included")
         sub = object.__new__(Diffusion)
         sub._build(self._alpha_bar[tau], self.tau[tau], self.device)
         return sub
@@ -138,7 +142,7 @@ class Diffusion:
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
     # -- reverse samplers ---------------------------------------------------------------------------------
-    # Each starts from x_T ~ N(0, I), (B, ...), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every
+    # Each starts from x_T ~ N(0, I), (B, ...), or any x_t on strided(..., end=t), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every
     # image DDPM does; leave it off for points.
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import cli
 from cli import BadInput, one_line
-from data import to_uint8
+from data import normalize, to_uint8
 from diffusion import Diffusion, at
 from unet import Generator, UNet
 
@@ -93,13 +93,16 @@ class Model:
         """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
         return eps_from(self.args.get("predict", "eps"), self.network(x_t, t).float(), x_t, t, self.diffusion)
 
-    def sampler(self, sampler=None, steps=None, eta=None, variance=None):
-        """The function x_T -> x_0 that the flags ask for, and its network evaluations per image.
+    def sampler(self, sampler=None, steps=None, eta=None, variance=None, start=None):
+        """The function x_t -> x_0 that the flags ask for, and its network evaluations per image.
 
-        sampler: "ancestral" (default) or "ddim", on `steps` of the T steps (default all), DDIM with eta (default 0),
-        ancestral sampling with the variance "beta_tilde" (default) or "beta".
+        start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps from
+        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" (default) or "beta".
         Raises BadInput for what this method does not have.
         """
+        start = self.T if start is None else start
+        if not 1 <= start <= self.T:
+            raise BadInput(f"--from {start} is no step of this {self.method}: choose from 1 to {self.T}")
         for flag, value, good in (("--sampler", sampler, (None, "ancestral", "ddim")), ("--variance", variance, (None, "beta_tilde", "beta"))):
             if value not in good:
                 raise BadInput(f"{flag} {value} is unknown: choose {' or '.join(good[1:])}")
@@ -109,42 +112,48 @@ class Model:
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
                     raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} steps: leave it out")
-            return lambda x_T: self.diffusion.ddgan(self.network, x_T, self.z_dim), self.T
+            return lambda x_t: self.diffusion.strided(start, start).ddgan(self.network, x_t, self.z_dim), start
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
         if variance is not None and sampler == "ddim":
             raise BadInput(f"--variance {variance} is for --sampler ancestral: leave it out, or give DDIM an --eta")
-        if steps is not None and steps > self.T:
-            raise BadInput(f"--steps {steps} is more than this checkpoint's T = {self.T}: choose from 1 to {self.T}")
-        process = self.diffusion.strided(steps or self.T)
+        if steps is not None and steps > start:
+            raise BadInput(f"--steps {steps} is more than " + (f"--from {start}" if start < self.T else f"this checkpoint's T = {self.T}")
+                           + f": choose from 1 to {start}")
+        process = self.diffusion.strided(steps or start, start)
         if sampler == "ddim":
-            return lambda x_T: process.ddim(self.eps_theta, x_T, eta or 0.0), process.T
-        return lambda x_T: process.ancestral(self.eps_theta, x_T, variance or "beta_tilde"), process.T
+            return lambda x_t: process.ddim(self.eps_theta, x_t, eta or 0.0), process.T
+        return lambda x_t: process.ancestral(self.eps_theta, x_t, variance or "beta_tilde"), process.T
 
     def fast_sampler(self):
         """The arguments of `sampler` for a look at a model in training: DDIM with 50 steps for a DDPM, none for the others."""
         return {"sampler": "ddim", "steps": min(50, self.T)} if self.method == "DDPM" else {}
 
-    def generate(self, n, seed=0, batch=500, amp=None, progress=False, **sampler_arguments):
+    def generate(self, n, seed=0, batch=500, amp=None, progress=False, edit=None, **sampler_arguments):
         """Draw n images: uint8 (n, C, H, W) on the CPU. Leaves the caller's random state as it was.
 
+        edit: uint8 (n, C, H, W), what to begin from, noised to t = `start` by eq. (2), instead of x_T ~ N(0, I).
         A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
         amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite.
         """
         sample, _ = self.sampler(**sampler_arguments)
+        start = sampler_arguments.get("start") or self.T
         devices = [self.device] if self.device.type == "cuda" else []
         images = []
         bar = tqdm(total=n, unit="img", disable=not progress)
         with bar, torch.random.fork_rng(devices), self.autocast(amp):
             torch.manual_seed(seed)
-            for start in range(0, n, batch):
-                x_T = torch.randn(min(batch, n - start), *self.shape, device=self.device)
-                x_0 = sample(x_T)
+            for first in range(0, n, batch):
+                x_t = torch.randn(min(batch, n - first), *self.shape, device=self.device)
+                if edit is not None:
+                    t = torch.full((len(x_t),), start, device=self.device)
+                    x_t = self.diffusion.q_sample(normalize(edit[first:first + batch].to(self.device)), t, eps=x_t)
+                x_0 = sample(x_t)
                 try:
                     images.append(to_uint8(x_0).cpu())
                 except ValueError as error:
                     raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train it again") from error
-                bar.update(len(x_T))
+                bar.update(len(x_t))
         return torch.cat(images)
 
     @torch.no_grad()

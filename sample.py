@@ -4,6 +4,8 @@
     python sample.py weights/ddpm.pt weights/ddgan.pt --sampler ddim --steps 50 -n 12
     python sample.py weights/ddgan.pt -n 10000 --npy samples.npy       # for fid.py, or any other FID
     python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: what x_0 may x_t have come from?
+    python sample.py weights/ddgan.pt --edit sketch.png --from 2 -n 8  # garments along a sketch
+    python sample.py weights/ddpm.pt weights/ddgan.pt --chain          # x_T, ..., x_0, and what is predicted on the way
 
 A checkpoint rebuilds its own network, so its path is all that is needed. Prints the network evaluations per image
 (NFE) and the images per second.
@@ -12,15 +14,17 @@ A checkpoint rebuilds its own network, so its path is all that is needed. Prints
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
+import io
+import math
 import time
 
 import numpy as np
 import torch
 
 from cli import BadInput, number, write_atomically
-from data import image_grid, label, normalize, save_figure, save_grid, subplots, to_uint8
+from data import image_grid, label, load_picture, normalize, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from model import add_sampler_flags, load, sampler_flags
+from model import add_sampler_flags, eps_from, load, sampler_flags
 
 
 def denoise(model, x_0, s, draws, seed=0):
@@ -41,11 +45,12 @@ def denoise(model, x_0, s, draws, seed=0):
 
 
 def save_rows(rows, path):
-    """Write a figure with a labelled row for each entry of rows: pairs (label, uint8 images (N, C, H, W)) of one N."""
-    n = len(rows[0][1])
+    """Write a figure with a labelled row for each entry of rows: pairs (label, uint8 images (N, C, H, W))."""
+    n = max(len(images) for _, images in rows)
     figure, axes = subplots(len(rows), figsize=(0.5 * n + 2, 0.55 * len(rows)), squeeze=False)
     for axis, (name, images) in zip(axes[:, 0], rows):
-        axis.imshow(image_grid(images, columns=n), interpolation="nearest")
+        blank = images.new_full((n - len(images), *images.shape[1:]), 255)
+        axis.imshow(image_grid(torch.cat([images, blank]), columns=n), interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[], frame_on=False)
     save_figure(figure, path)
@@ -65,8 +70,8 @@ def save_columns(columns, path):
 
 def draw_denoising(args, models):
     """--denoise: the figure of section 2.2, a DDPM's mean of all possible x_0 beside a generator's draws."""
-    for name in ("npy", "sampler", "steps", "eta", "variance"):
-        if getattr(args, name) is not None:
+    for name in ("npy", "edit", "chain", "sampler", "steps", "eta", "variance"):
+        if getattr(args, name) not in (None, False):
             raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --denoise, which draws no samples: leave it out")
     data = models[0].args["data"] if args.data is None else args.data
     x_0 = load_images(data, "test", args.root)[:args.n]
@@ -86,6 +91,62 @@ def draw_denoising(args, models):
     save_columns(columns, args.out)
 
 
+def chain(model, n, seed=0, amp=None, **sampler_arguments):
+    """Draw n images and keep what was on the way: a list of (t, x_t, predicted x_0), t falling, both uint8 (n, C, H, W)."""
+    steps = []
+
+    def note(network, inputs, output):
+        x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
+        if model.method == "DDPM":
+            eps = eps_from(model.args.get("predict", "eps"), output.float(), x_t, t, model.diffusion)
+            output = model.diffusion.x_0_from_eps(x_t, eps, t)
+        steps.append((t[0].item(), to_uint8(x_t).cpu(), to_uint8(output.float().clamp(-1, 1)).cpu()))
+
+    with model.network.register_forward_hook(note):
+        images = model.generate(n, seed, batch=n, amp=amp, **sampler_arguments)
+    return [*steps, (0, images, images)]
+
+
+def draw_chain(args, models, flags, edits):
+    """--chain: for each model one sample at up to eleven times from T to 0, and below what is predicted of x_0 there; a .gif moves."""
+    chains = [chain(model, args.n, args.seed, args.amp, edit=edit, **arguments) for model, arguments, edit in zip(models, flags, edits)]
+    names = [name_of(model, args.sampler, len(steps) - 1) for model, steps in zip(models, chains)]
+    if args.out.lower().endswith(".gif"):
+        return save_gif(names, chains, args.out)
+    rows = []
+    for name, steps in zip(names, chains):
+        shown = [steps[round(i * (len(steps) - 1) / 10)] for i in range(11)] if len(steps) > 11 else steps
+        for what, index in ((f"x_t, t = {shown[0][0]}, {shown[1][0]}, ..., 0", 1), ("predicted x_0", 2)):
+            rows.append((f"{name}\n{what}", torch.stack([step[index][0] for step in shown])))
+    save_rows(rows, args.out)
+
+
+def save_gif(names, chains, path, frames=50):
+    """Write chains side by side as a GIF of four seconds: x_t above, the predicted x_0 below, all from t = T to 0 in the same time."""
+    from PIL import Image
+
+    pictures = []
+    for frame in range(frames + 1):
+        figure, axes = subplots(2, len(chains), figsize=(3 * len(chains), 6.3), squeeze=False, layout="constrained")
+        for (upper, lower), name, steps in zip(axes.T, names, chains):
+            t, x_t, x_0 = steps[frame * (len(steps) - 1) // frames]
+            columns = math.ceil(math.sqrt(len(x_t)))
+            for axis, images, title in ((upper, x_t, f"{name}\nx_t, t = {t}"), (lower, x_0, "predicted x_0")):
+                axis.imshow(image_grid(images, columns), interpolation="nearest")
+                axis.set_title(title, fontsize=8)
+                axis.axis("off")
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=80)  # all of one size, so not save_figure's
+        pictures.append(Image.open(png).convert("P", palette=Image.Palette.ADAPTIVE))
+    with write_atomically(path) as temporary:
+        pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=[80] * frames + [3000], loop=0)
+
+
+def name_of(model, sampler, nfe):
+    """A model's name for a figure, with a DDPM's sampler and its network evaluations."""
+    return f"{model.label}, T = {model.T}" + (f", {sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
+
+
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
@@ -95,32 +156,46 @@ def main(argv=None):
     flag("--npy", type=cli.path, metavar="FILE", help="the raw images too: uint8 (N, C, H, W), checkpoint after checkpoint")
     flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to t = S T "
          "and show what each model predicts of x_0 at once, a DDPM the mean, the others six draws")
+    flag("--edit", type=cli.path, metavar="FILE", help="begin from this picture, fitted to the model and noised to t as --from says, "
+         "instead of from noise")
+    flag("--from", type=number(int, 1), dest="start", metavar="t", help="with --edit: near 1 the picture stays, near T it is forgotten")
+    flag("--chain", action="store_true", help="show the way of the first image: x_t and the predicted x_0, at up to eleven times; "
+         "as an --out .gif, of all -n images")
     flag("--data", type=cli.path, help="the images for --denoise (default: what the first checkpoint was trained on)")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
-    cli.check_outputs(args.out, args.npy, inputs=[*args.checkpoints, *([args.data] if args.data else [])])
+    cli.check_outputs(args.out, args.npy, inputs=[*args.checkpoints, *filter(None, (args.data, args.edit))])
     models = [load(path, args.device) for path in args.checkpoints]
     if args.denoise:
         draw_denoising(args, models)
         print(f"wrote {args.out}")
         return
+    if (args.edit is None) != (args.start is None):
+        raise BadInput("--edit FILE and --from t belong together: give both, or neither")
     if args.npy and len({model.shape for model in models}) > 1:
         raise BadInput(f"--npy {args.npy}: these checkpoints draw images of different shapes; give one --npy to each")
-    flags = sampler_flags(args, models)
+    flags = [arguments | {"start": args.start} for arguments in sampler_flags(args, models)]
     evaluations = [model.sampler(**arguments)[1] for model, arguments in zip(models, flags)]  # wrong flags are told before any image
+    edits = [load_picture(args.edit, model.shape).expand(args.n, -1, -1, -1) if args.edit else None for model in models]
+    if args.chain:
+        draw_chain(args, models, flags, edits)
+        print(f"wrote {args.out}")
+        return
     rows, report = [], []
-    for path, model, arguments, nfe in zip(args.checkpoints, models, flags, evaluations):
+    for path, model, arguments, nfe, edit in zip(args.checkpoints, models, flags, evaluations, edits):
         start = time.perf_counter()
-        images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, **arguments)
+        images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, edit=edit, **arguments)
         rate = args.n / (time.perf_counter() - start)
-        name = f"{model.label}, T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
+        name = name_of(model, args.sampler, nfe)
         report.append(f"{path}: {name}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device} "
                       f"(seed {args.seed}, batch {args.batch})")
         rows.append((name, images))
     if args.npy:
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:
             np.save(file, torch.cat([images for _, images in rows]).numpy())
+    if args.edit:  # the picture as the models saw it, before what became of it
+        rows = [(name, torch.cat([edit[:1], images])) for (name, images), edit in zip(rows, edits)]
     if len(rows) == 1:
         save_grid(rows[0][1][:64], args.out)
     else:
