@@ -25,15 +25,16 @@ INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weigh
 SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the SHA-256 of the weights that the plain names stand for
 KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # labels 0..9
 
-# label: how results name them; network: x (B, C, H, W) in [-1, 1] -> (B, d); key: SHA-256 of its weights
-Features = namedtuple("Features", "label network key")
+# The features of d dimensions are what so many layers of the network leave, averaged over space; the rest of it classifies
+DIMS = {"inception": {64: 5, 192: 8, 768: 16, 2048: 21}, "fashion": {32: 4, 64: 8, 128: 17}}
+
+# label: how results name them; network: x (B, C, H, W) in [-1, 1] -> logits, its first `layers` layers -> features; key: SHA-256 of
+# its weights
+Features = namedtuple("Features", "label network layers key")
 
 
 def fashion_classifier():
-    """x (B, 1, 28, 28) in [-1, 1] -> logits (B, 10). Without its last layer: the 128 features of `--features fashion`.
-
-    They are averages over the image after the last block, as Inception's 2048 are.
-    """
+    """x (B, 1, 28, 28) in [-1, 1] -> logits (B, 10). What its last layer sees are the 128 features of `--features fashion`."""
     def block(c_in, c_out):
         return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
 
@@ -75,9 +76,10 @@ class Enlarge(nn.Module):
 
 
 def inception(weights):
-    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> (B, 2048).
+    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008), as a sequence of layers.
 
-    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end.
+    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end; and
+    its logits have no bias, as in the code of Salimans et al. 2016, whose Inception score this network gives.
     """
     from torchvision.models import Inception3
 
@@ -86,12 +88,21 @@ def inception(weights):
     for name in ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b", "7c"):
         pool = nn.MaxPool2d(3, 1, 1) if name == "7c" else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
         setattr(network, f"Mixed_{name}", PortBlock(getattr(network, f"Mixed_{name}"), pool))
-    network.fc = nn.Identity()
-    return nn.Sequential(Enlarge(), network).to(memory_format=torch.channels_last)  # half again as fast on a CPU
+    nn.init.zeros_(network.fc.bias)
+    *layers, _dropout, fc = network.children()
+    return nn.Sequential(Enlarge(), *layers, nn.Flatten(), fc).to(memory_format=torch.channels_last)  # half again as fast on a CPU
 
 
-def load_features(name, inception_weights=None, device="cpu"):
-    """Features "fashion" or "inception" (fetched if need be: 95 MB); BadInput for missing or foreign weights."""
+def load_features(name, inception_weights=None, device="cpu", dims=None):
+    """Features "fashion" or "inception" (fetched if need be: 95 MB), `dims` of them, a key of DIMS[name] (default: the last).
+
+    Raises BadInput for missing or foreign weights, and for other dims.
+    """
+    last = max(DIMS[name])
+    dims = dims or last
+    if dims not in DIMS[name]:
+        raise BadInput(f"--dims {dims}: the {name} features have {', '.join(map(str, DIMS[name]))} dimensions, choose one of these")
+    layers = DIMS[name][dims]
     path, advice = CLASSIFIER, "run `python features.py`, or `git checkout weights`"
     try:
         if name == "inception":
@@ -107,7 +118,6 @@ def load_features(name, inception_weights=None, device="cpu"):
         else:
             network = fashion_classifier()
             network.load_state_dict(weights)
-            network = network[:-1]
         if not all(values.isfinite().all() for values in network.state_dict().values()):
             raise ValueError("they contain NaN or inf")
         if not key.startswith(SHA256[name]):
@@ -117,7 +127,8 @@ def load_features(name, inception_weights=None, device="cpu"):
     except Exception as error:  # every way a network can fail; and unpickling a damaged file can raise nearly anything
         reason = one_line(error)[:150]  # load_state_dict lists every weight, unpickling lectures on safety
         raise BadInput(f"no weights of the {name} features in {path} ({reason}): {advice}") from error
-    return Features(name, network.eval().requires_grad_(False).to(device), key)
+    label = name if dims == last else f"{name}-{dims}"
+    return Features(label, network.eval().requires_grad_(False).to(device), layers, key)
 
 
 def check_shape(name, shape):
@@ -131,10 +142,11 @@ def check_shape(name, shape):
 
 @torch.inference_mode()
 def extract(features, images, batch=100):
-    """Yield the features (B, d) of uint8 images (N, C, H, W), batch by batch. Inception takes 6 MB for each image."""
+    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W), batch by batch. Inception takes 6 MB for each image."""
     device = next(features.network.parameters()).device
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
-        yield features.network(normalize(chunk.to(device)))
+        h = features.network[:features.layers](normalize(chunk.to(device)))
+        yield h.flatten(2).mean(2) if h.dim() == 4 else h, features.network[features.layers:](h)
 
 
 def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):

@@ -6,14 +6,15 @@
     python fid.py --csv results.csv --plot figures/fid.png  # figures 1, 3, 5: FID against T, of the same
 
 FIDs compare only at equal features, reference and number of samples (they fall as it grows): each is printed with all.
-Beside it stand its standard deviation over bootstrap draws of the samples, and improved precision and recall.
+Beside it stand its standard deviation over bootstrap draws of the samples, improved precision and recall, and the
+Inception score.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import csv
 import hashlib
+import math
 import os
 import statistics
 import sys
@@ -25,13 +26,11 @@ import numpy as np
 import torch
 
 from cli import BadInput, number, one_line, write_atomically
-from data import label, save_figure, subplots
 from data import load as load_images
-from features import INCEPTION, check_shape, extract, load_features
+from features import DIMS, INCEPTION, check_shape, extract, load_features
 from model import add_sampler_flags, load, sampler_flags
+from results import COLUMNS, add_to_csv, plot, print_table, read_csv
 
-COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed", "batch",
-           "fid", "spread", "precision", "recall", "seconds"]  # steps: network evaluations (NFE); seconds: for 1,000 images
 K, NEIGHBOURS = 3, 10_000  # Kynkaanniemi et al. 2019, sec. 2 and ours: images of each kind whose distances are taken
 
 
@@ -92,13 +91,25 @@ def precision_recall(real, made, k=K, block=1000):
     return share_covered(made, real), share_covered(real, made)
 
 
+def inception_score(logits, splits=10):
+    """exp E KL(p(y|x) || p(y)) of logits (N, classes), the mean over `splits` parts (Salimans et al. 2016, sec. 4): a float >= 1.
+
+    1 where all images are taken for one class, or each for all; the number of classes where each is surely of one, and
+    these are equally frequent.
+    """
+    log_p = torch.log_softmax(logits.double(), dim=1)
+    parts = log_p.tensor_split(min(splits, len(log_p)))
+    divergences = [(part.exp() * (part - part.logsumexp(0) + math.log(len(part)))).sum(1).mean() for part in parts]
+    return torch.stack(divergences).exp().mean().item()
+
+
 def reference_statistics(features, images, folder):
     """moments() of the reference images' features, and those of NEIGHBOURS of them at random, (n, d).
 
     They are kept in folder if it can be written to; a file damaged or made from anything else is rebuilt.
     """
     pixels = hashlib.sha256(images.numpy()).hexdigest()
-    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
+    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.layers} {features.key}; {tuple(images.shape)} {pixels}"
     path = Path(folder, f"{features.label}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
     if os.path.exists(path):
         try:
@@ -113,7 +124,7 @@ def reference_statistics(features, images, folder):
         except Exception as error:  # noqa: BLE001 - reading a damaged zip can raise nearly anything
             print(f"rebuilding {path}, no statistics of these images ({one_line(error)})", file=sys.stderr)
     shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # a file may be sorted
-    batches = extract(features, shuffled, batch=100)
+    batches = (found for found, _ in extract(features, shuffled, batch=100))
     neighbours = torch.cat([*islice(batches, NEIGHBOURS // 100)]).float().cpu()
     mu, sigma = moments(chain([neighbours], batches))
     try:
@@ -122,81 +133,6 @@ def reference_statistics(features, images, folder):
     except BadInput as error:
         print(f"the reference's statistics are not kept for the next time: {error}", file=sys.stderr)
     return mu, sigma, neighbours
-
-
-# -- the table of results -------------------------------------------------------------------------------------
-
-
-def read_csv(path):
-    """The rows of an earlier --csv FILE as dicts of strings; [] if there is none; BadInput if it is something else."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows, columns = list(reader), reader.fieldnames
-        if columns != COLUMNS:
-            raise ValueError(f"its columns are {columns}")
-        for line, row in enumerate(rows, start=2):
-            if None in row or None in row.values():
-                raise ValueError(f"result {line - 1} has another number of cells than the {len(COLUMNS)} columns")
-            [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall")]
-            [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
-        return rows
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is no table of FIDs ({one_line(error)}): mend it or choose another --csv") from error
-
-
-def add_to_csv(path, row):
-    """Append a row to the table at path, to which other processes may add as well; returns all rows."""
-    with cli.locked_folder(os.path.dirname(os.path.realpath(path))):
-        rows = [*read_csv(path), row]
-        with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
-    return rows
-
-
-def plot(path, rows):
-    """FID against the denoising steps, a line for each way of making and scoring images; figures 1, 3, 5."""
-    rows = [row for row in rows if row["steps"]]  # images from a file have no place on the axis
-    if not rows:
-        raise BadInput(f"nothing to draw in {path}: no result has a T; score checkpoints, or give an earlier --csv")
-    steps, scoring = [int(row["steps"]) for row in rows], ["features", "reference", "samples"]
-    varying = [c for c in ["sampler", *scoring] if len({row[c] for row in rows}) > 1]  # for the legend to tell apart
-    strided = {(row["method"], row["T"]) for row in rows if row["T"] != row["steps"]}  # one model, several numbers of steps
-    lines = {}
-    for row, step in zip(rows, steps):
-        trained_T = [f"T = {row['T']}"] if (row["method"], row["T"]) in strided else []
-        name = ", ".join([row["method"], *trained_T, *(row[c] for c in varying if row[c])])
-        lines.setdefault(label(name), {}).setdefault(step, []).append(float(row["fid"]))
-    figure, axes = subplots(figsize=(8, 4), layout="constrained")
-    for name, fids in sorted(lines.items()):
-        x = sorted(fids)
-        axes.plot(x, [np.mean(fids[step]) for step in x], "o-", label=name)  # several runs: their mean
-    axes.set(xlabel="denoising steps" if strided else "T", ylabel="FID",
-             ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
-             title=label(", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying)))
-    figure.legend(loc="outside right upper")
-    save_figure(figure, path)
-    return figure
-
-
-def print_table(rows):
-    """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000 ancestral ones."""
-    if not rows:
-        raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
-    slowest = [float(row["seconds"] or 0) for row in rows if (row["method"], row["steps"], row["sampler"]) == ("DDPM", "1000", "ancestral")]
-    lines = [["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "s/1000", "speed-up"]]
-    for row in sorted(rows, key=lambda row: int(row["steps"] or 0)):
-        timed = slowest and float(row["seconds"] or 0) > 0
-        shown = [f"{float(row[c]):.{digits}f}" for c, digits in (("fid", 2), ("spread", 2), ("precision", 3), ("recall", 3))]
-        lines.append([*(cli.printable(row[c]) for c in ("name", "method", "T", "steps", "sampler", "samples")), *shown, row["seconds"],
-                      f"{slowest[-1] / float(row['seconds']):.1f}" if timed else ""])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
-    for name in ("features", "reference", "seed"):
-        print(f"{name}: {', '.join(sorted({row[name] for row in rows if row[name]}))}")
 
 
 # -- the command ----------------------------------------------------------------------------------------------
@@ -223,7 +159,7 @@ def score(args):
         if isinstance(source, torch.Tensor) and len(source) < wanted:
             raise BadInput(f"{path} holds {len(source)} images, fewer than {wanted}: " + (
                 f"give --samples {len(source)}, or more images" if len(source) > K else f"precision and recall need {K + 1} or more"))
-    features = load_features(args.features, args.inception_weights, args.device)
+    features = load_features(args.features, args.inception_weights, args.device, args.dims)
     mu, sigma, neighbours = reference_statistics(features, real, Path(args.root, "fid"))
     for path, source in sources:
         row = dict.fromkeys(COLUMNS, "")
@@ -244,13 +180,13 @@ def score(args):
             start = time.perf_counter()
             source = source.generate(max(counts), args.seed, args.batch, args.amp, progress=True, **flags[source])
             row["seconds"] = f"{1000 * (time.perf_counter() - start) / max(counts):.3g}"
-        made = torch.cat([*extract(features, source)]).float().cpu()  # (n, d)
+        made, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))  # (n, d), (n, classes)
         for n in counts:
             few = min(n, len(neighbours))  # precision and recall want as many of either kind
             precision, recall = precision_recall(neighbours[:few], made[:few])
             yield path, row | {"samples": str(n), "fid": f"{frechet_distance(mu, sigma, *moments(made[:n].split(1000))):.4f}",
                                "spread": f"{bootstrap_spread(mu, sigma, made[:n]):.4f}",
-                               "precision": f"{precision:.4f}", "recall": f"{recall:.4f}"}
+                               "precision": f"{precision:.4f}", "recall": f"{recall:.4f}", "inception_score": f"{inception_score(logits[:n]):.3f}"}
 
 
 def load_reference(args, models):
@@ -270,6 +206,8 @@ def main(argv=None):
         "(N, C, H, W), or a folder of images")
     add("--features", choices=["inception", "fashion"], default="inception",
         help="inception: those of published FIDs, hours on a CPU; fashion: for a quick look at 28 x 28 garments, without a download")
+    add("--dims", type=number(int, 1), help="features of an earlier layer, averaged over the image, as pytorch-fid's --dims: " + "; ".join(
+        f"{', '.join(map(str, dims))} of {name}" for name, dims in DIMS.items()) + " (default: the last)")
     add("--samples", type=number(int, K + 1), nargs="+", help="images of each source, one count or several; the FID falls as they grow "
         "(default: 10000 of a model; of a file or folder all, or so many at random)")
     add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of what the models were trained on, "
@@ -288,7 +226,8 @@ def main(argv=None):
     for path, row in score(args) if args.sources else ():
         rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
         details = ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c])
-        print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, recall {float(row['recall']):.3f} ({details})")
+        print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, recall {float(row['recall']):.3f}, "
+              f"IS {float(row['inception_score']):.2f} ({details})")
     if args.table:
         print_table(rows)
     if args.plot:

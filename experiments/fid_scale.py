@@ -34,7 +34,7 @@ def main(argv=None):
     features = load_features("fashion")
     mu, sigma, _ = reference_statistics(features, images, HOME / "data" / "fid")
     for name, case in cases.items():
-        distance = frechet_distance(mu, sigma, *moments(extract(features, case)))
+        distance = frechet_distance(mu, sigma, *moments(found for found, _ in extract(features, case)))
         print(f"{name:32s} {distance:8.3f}   ({len(case)} images, fashion features, against train, seed 0)")
 
 

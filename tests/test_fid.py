@@ -143,18 +143,43 @@ def test_inception_features_are_those_of_pytorch_fid(random_inception, monkeypat
     port = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid is not installed")
     monkeypatch.setattr(port, "load_state_dict_from_url", lambda *_, **__: torch.load(random_inception))
     images = noise(2, channels, size)
-    ours, = features.extract(features.load_features("inception", random_inception), images)
-    with torch.inference_mode():
-        theirs = port.InceptionV3().eval()(images.expand(-1, 3, -1, -1) / 255)[0].flatten(1)
-    assert ours.shape == (2, 2048)
-    assert (theirs[0] - theirs[1]).norm() > 5e-3 * theirs.norm()  # else equality would say little
-    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    for block, dims in enumerate(features.DIMS["inception"]):
+        (ours, logits), = features.extract(features.load_features("inception", random_inception, dims=dims), images)
+        with torch.inference_mode():
+            theirs = port.InceptionV3([block]).eval()(images.expand(-1, 3, -1, -1) / 255)[0].mean((2, 3))
+        assert ours.shape == (2, dims) and logits.shape == (2, 1008)
+        assert (theirs[0] - theirs[1]).norm() > 1e-3 * theirs.norm()  # else equality would say little
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 def test_other_inception_weights_are_not_called_inception(random_inception):
     network = features.load_features("inception", random_inception)
     assert network.label == f"inception-{network.key[:8]}"
-    assert next(features.extract(network, noise(1))).shape == (1, 2048)
+    assert next(features.extract(network, noise(1)))[0].shape == (1, 2048)
+
+
+def test_features_of_every_dims_are_means_over_the_image_and_the_logits_are_the_same():
+    images, logits = noise(4), features.load_classifier()(data.normalize(noise(4)))
+    for dims in features.DIMS["fashion"]:
+        network = features.load_features("fashion", dims=dims)
+        (found, classes), = features.extract(network, images)
+        assert found.shape == (4, dims) and network.label == ("fashion" if dims == 128 else f"fashion-{dims}")
+        torch.testing.assert_close(classes, features.load_classifier()(data.normalize(images)))
+    with pytest.raises(cli.BadInput, match="--dims 100: .* 32, 64, 128"):
+        features.load_features("fashion", dims=100)
+    assert logits.shape == (4, 10)
+
+
+def test_inception_score_is_1_for_one_class_and_10_for_ten_and_torch_fidelitys():
+    pure = 50 * torch.eye(10).repeat(100, 1)
+    assert fid.inception_score(pure[:1].expand(1000, 10)) == pytest.approx(1)  # one class only
+    assert fid.inception_score(torch.zeros(1000, 10)) == pytest.approx(1)  # each image for all classes
+    assert fid.inception_score(pure) == pytest.approx(10)
+    assert fid.inception_score(pure[:4]) == pytest.approx(1)  # each split has one image
+    logits = 3 * torch.randn(1000, 10)
+    theirs = pytest.importorskip("torch_fidelity.metric_isc", reason="torch-fidelity is not installed")
+    value = theirs.isc_features_to_metric(logits, splits=10, shuffle=False)["inception_score_mean"]
+    assert fid.inception_score(logits) == pytest.approx(float(value), rel=1e-6)
 
 
 def test_a_classifier_trained_anew_is_not_called_fashion(tmp_path, monkeypatch):
@@ -168,7 +193,7 @@ def test_a_classifier_trained_anew_is_not_called_fashion(tmp_path, monkeypatch):
 def test_fashion_features_are_what_the_last_layer_sees():
     classifier, images = features.fashion_classifier().eval(), noise(3)
     classifier.load_state_dict(torch.load(features.CLASSIFIER))
-    found, = features.extract(features.load_features("fashion"), images)
+    (found, _), = features.extract(features.load_features("fashion"), images)
     assert found.shape == (3, 128)
     with torch.inference_mode():
         torch.testing.assert_close(classifier[-1](found), classifier(data.normalize(images)))
@@ -359,7 +384,7 @@ def test_a_table_to_which_several_processes_add_loses_no_row(tmp_path):
     assert len({row["name"] for row in fid.read_csv(tmp_path / "fid.csv")}) == 60
 
 
-@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 15), "a,b,,,,,,40,,,,,,,", "a,b,4,2.0,,f,r,40,0,,1,1,1,1,1"])
+@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 16), "a,b,,,,,,40,,,,,,,,", "a,b,4,2.0,,f,r,40,0,,1,1,1,1,1,1"])
 def test_a_damaged_table_is_one_line(folder, monkeypatch, capsys, row):
     (folder / "bad.csv").write_text(",".join(fid.COLUMNS) + "\n" + row + "\n")
     for flag in (("--table",), ("--plot", "fid.png")):
