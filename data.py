@@ -22,7 +22,8 @@ import torch
 
 from cli import BadInput, check_writable, one_line, printable, write_atomically
 
-DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10"}  # torchvision's names
+DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10",  # torchvision's names
+             "stacked": "FashionMNIST"}
 IDX_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them, as .gz
 SUFFIXES = [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"]
@@ -51,7 +52,7 @@ def load(data="fashion-mnist", split="train", root="data", labels=False):
     images have no splits and no labels. Raises BadInput for what is not there or cannot be read.
     """
     if data in DATA_SETS:
-        images, targets = load_named(data, split, root)
+        images, targets = load_stacked(split, root) if data == "stacked" else load_named(data, split, root)
         return (images, targets) if labels else images
     if labels:
         raise BadInput(f"{data} has no labels: choose one of {', '.join(DATA_SETS)}")
@@ -109,21 +110,6 @@ def load_folder(path):
     return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
 
 
-def load_picture(path, shape):
-    """One image file, cut and scaled to a model's shape (C, H, W), C 1 (grey) or 3: uint8, or BadInput."""
-    from PIL import Image, ImageOps
-
-    C, H, W = shape
-    if C not in (1, 3):
-        raise BadInput(f"{path} is grey or in colour, and this model's images have {C} channels: use another model")
-    try:
-        with Image.open(path) as image:
-            picture = np.array(ImageOps.fit(image.convert("L" if C == 1 else "RGB"), (W, H)))
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another image file") from error
-    return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
-
-
 # -- torchvision's data sets, and where their files come from -------------------------------------------------
 
 
@@ -153,6 +139,21 @@ def load_named(name, split, root):
         raise BadInput(f"{name} in {root} cannot be read ({one_line(error)[:150] or type(error).__name__}): "
                        "delete its files there, to have it fetched again") from error
     return images, torch.as_tensor(found.targets)
+
+
+def load_stacked(split, root):
+    """Three garments as the channels of one image, 1,000 modes, as StackedMNIST has three digits: uint8 (N, 3, H, W), labels 0..999."""
+    images, labels = load_named("fashion-mnist", split, root)
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randperm(len(images), generator=generator) for _ in range(3))
+    return torch.cat([images[a], images[b], images[c]], dim=1), 100 * labels[a] + 10 * labels[b] + labels[c]
+
+
+def random_batch(images, n, mixed=False):
+    """n of the images (N, C, H, W) at random, with replacement; mixed: each channel from another, as "stacked" draws its garments anew."""
+    C = images.shape[1]
+    i = torch.randint(len(images), (n, C if mixed else 1), device=images.device)
+    return images[i, torch.arange(C, device=images.device)]  # (n, C or 1), (C,) -> (n, C, H, W)
 
 
 def can_write(root):

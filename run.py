@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import cli
 from cli import BadInput, number, one_line, write_atomically
-from data import DATA_SETS, load, normalize, save_grid
+from data import DATA_SETS, load, normalize, random_batch, save_grid
 from model import Model, computes_in_bf16, read_checkpoint
 from unet import PRESETS, preset
 
@@ -37,7 +37,7 @@ def training_parser(doc, T, out):
     flag = parser.add_argument
     flag("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this text and exit")
     flag("--T", type=number(int, 1, 10**6), default=T, help="denoising steps T")
-    flag("--data", type=cli.path, default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, an .npy file of uint8 (N, H, W) or "
+    flag("--data", type=cli.path, default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, stacked, an .npy file of uint8 (N, H, W) or "
          "(N, C, H, W), or a folder of images of one size")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     flag("--preset", choices=list(PRESETS), help="sizes of the networks (unet.py) and length of the run")
@@ -141,7 +141,7 @@ class Run:
 
     def batch(self):
         """A batch of training images at random, float32 (B, C, H, W) in [-1, 1]."""
-        return normalize(self.images[torch.randint(len(self.images), (self.args.batch,), device=self.args.device)])
+        return normalize(random_batch(self.images, self.args.batch, mixed=self.args.data == "stacked"))
 
     def steps(self, **parts):
         """Yield once a step. parts: all that has a state_dict and must be saved."""

@@ -21,8 +21,8 @@ import time
 import numpy as np
 import torch
 
-from cli import BadInput, number, write_atomically
-from data import image_grid, label, load_picture, normalize, save_figure, save_grid, subplots, to_uint8
+from cli import BadInput, number, one_line, write_atomically
+from data import image_grid, label, normalize, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
 from model import add_sampler_flags, eps_from, load, sampler_flags
 
@@ -42,6 +42,21 @@ def denoise(model, x_0, s, draws, seed=0):
         x_t = model.diffusion.q_sample(normalize(x_0).to(model.device), t[:len(x_0)], eps.to(model.device))
         x_0 = model.predict_x_0(x_t.repeat_interleave(draws, dim=0), t)  # (n draws, C, H, W)
     return to_uint8(x_t).cpu(), to_uint8(x_0).cpu().unflatten(0, (-1, draws))
+
+
+def load_picture(path, shape):
+    """One image file, cut and scaled to a model's shape (C, H, W), C 1 (grey) or 3: uint8, or BadInput."""
+    from PIL import Image, ImageOps
+
+    C, H, W = shape
+    if C not in (1, 3):
+        raise BadInput(f"{path} is grey or in colour, and this model's images have {C} channels: use another model")
+    try:
+        with Image.open(path) as image:
+            picture = np.array(ImageOps.fit(image.convert("L" if C == 1 else "RGB"), (W, H)))
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another image file") from error
+    return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
 
 
 def save_rows(rows, path):

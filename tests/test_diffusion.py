@@ -245,6 +245,15 @@ def test_a_strided_process_keeps_alpha_bar_and_tells_networks_the_original_times
     assert told == sub.tau[1:].flip(0).tolist()
 
 
+@pytest.mark.parametrize(("tau", "times"), [(2, [3, 6]), (6, [1, 2, 3, 4, 5, 6]), ([1, 6], [1, 6])])
+def test_a_strided_process_can_end_at_any_t_so_that_a_sampler_begins_there(tau, times):
+    diffusion, told = Diffusion(10), []
+    sub = diffusion.strided(tau, end=6)
+    torch.testing.assert_close(sub.alpha_bar, diffusion.alpha_bar[[0, *times]])
+    sub.ancestral(lambda x_t, t: told.append(t[0].item()) or x_t, torch.randn(2, 2))
+    assert told == times[::-1]
+
+
 def test_samplers_do_not_care_about_the_shape_of_the_data():
     diffusion = Diffusion(3)
     for shape in [(4, 2), (4, 1, 28, 28), (4, 3, 8, 6), (4, 5)]:
@@ -261,6 +270,9 @@ def test_samplers_do_not_care_about_the_shape_of_the_data():
     (lambda: Diffusion(4).strided(0), "steps = 0"),
     (lambda: Diffusion(4).strided([1, 1, 4]), r"\[1, 1, 4\]"),
     (lambda: Diffusion(4).strided([1, 3]), r"\[1, 3\]"),
+    (lambda: Diffusion(4).strided([1, 4], end=3), r"\[1, 4\]"),
+    (lambda: Diffusion(4).strided(3, end=2), "steps = 3"),
+    (lambda: Diffusion(4).strided(1, end=5), "end = 5"),
     (lambda: Diffusion(4).ddim(None, torch.zeros(1, 2), eta=1.5), "eta = 1.5"),
     (lambda: Diffusion(4).ancestral(None, torch.zeros(1, 2), variance="learned"), "'learned'"),
 ])

@@ -1,0 +1,102 @@
+"""Garments from sketches: stroke-based editing as in SDEdit and in Xiao et al. 2022, for each t that a chain can begin at.
+
+    python experiments/editing.py weights/ddgan.pt weights/ddpm.pt --steps 50 --out figures/editing.png
+
+A sketch is noised to t by eq. (2) and denoised from there by the model's own sampler: near t = 1 it stays what it is, near T it is
+forgotten. The figure has three drawn sketches and three test images reduced to 7 x 7 blocks of four grey levels, eight
+garments each, at t = T/4, T/2, 3T/4. Printed for each of these t, over --samples reduced test images: the root mean square distance of
+the blocks of what comes out to those of the sketch (grey levels out of 255), the fashion FID, and the seconds for an image.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cli  # before torch, so that Ctrl-C is quiet from here on
+
+# isort: split
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data import image_grid, label, load, save_figure, subplots
+from features import extract, load_features
+from fid import frechet_distance, moments, reference_statistics
+from model import add_sampler_flags, sampler_flags
+from model import load as load_model
+
+SHAPES = [  # grey level and corners (x, y) of the flat shapes that make a sketch of 28 x 28, drawn one over the other
+    [(150, [(8, 3), (19, 3), (20, 26), (15, 26), (14, 10), (13, 10), (12, 26), (7, 26)])],  # trousers
+    [(90, [(9, 2), (18, 2), (27, 10), (23, 14), (20, 11), (20, 25), (7, 25), (7, 11), (4, 14), (0, 10)]), (200, [(11, 2), (16, 2), (13, 6)])],
+    [(180, [(2, 22), (2, 18), (12, 14), (14, 5), (24, 5), (24, 22)]), (60, [(2, 24), (2, 22), (24, 22), (24, 24)])],  # a boot
+]
+
+
+def drawn():
+    """The sketches of SHAPES, uint8 (3, 1, 28, 28)."""
+    from PIL import Image, ImageDraw
+
+    sketches = []
+    for shapes in SHAPES:
+        image = Image.new("L", (28, 28))
+        for grey, corners in shapes:
+            ImageDraw.Draw(image).polygon(corners, fill=grey)
+        sketches.append(np.array(image))
+    return torch.from_numpy(np.stack(sketches))[:, None]
+
+
+def blocks(images):
+    """The means of blocks of 4 x 4 pixels: uint8 (N, 1, 28, 28) -> float32 (N, 1, 7, 7)."""
+    return F.avg_pool2d(images.float(), 4)
+
+
+def reduced(images):
+    """Images in 7 x 7 blocks of four grey levels, uint8 (N, 1, 28, 28) of 0, 85, 170, 255."""
+    levels = (blocks(images) / 85).round() * 85
+    return levels.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3).to(torch.uint8)
+
+
+def main(argv=None):
+    parser = cli.Parser(description=__doc__.splitlines()[0])
+    flag = parser.add_argument
+    flag("models", nargs="+", metavar="MODEL", help="model.pt of models of Fashion-MNIST")
+    flag("--samples", type=cli.number(int, 4), default=2000, help="test images that are reduced, edited and scored")
+    flag("--out", type=cli.path, default="editing.png", help="the figure")
+    flag("--root", default="data", help="folder for Fashion-MNIST")
+    add_sampler_flags(parser)
+    args = parser.parse_args(argv)
+    cli.check_outputs(args.out, inputs=args.models)
+    models = [load_model(path, args.device) for path in args.models]
+    for path, model in zip(args.models, models):
+        if model.shape != (1, 28, 28) or model.T < 4:
+            raise cli.BadInput(f"{path}: images of {model.shape}, T = {model.T}: give models of 28 x 28 garments with T = 4 or more")
+    test = load("fashion-mnist", "test", args.root)
+    edits, sketches = reduced(test[:args.samples]), torch.cat([drawn(), reduced(test[[0, 11, 18]])])
+    features = load_features("fashion", device=args.device)
+    mu, sigma, _ = reference_statistics(features, load("fashion-mnist", "train", args.root), Path(args.root, "fid"))
+    figure, axes = subplots(len(models), 3, figsize=(13, 5 * len(models)), squeeze=False, layout="constrained")
+    print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}\n{'':30}     t   NFE  distance     FID  s/image")
+    for row, path, model, flags in zip(axes, args.models, models, sampler_flags(args, models)):
+        for axis, quarter in zip(row, (1, 2, 3)):
+            start = quarter * model.T // 4
+            steps = {"steps": max(1, flags["steps"] * quarter // 4)} if flags.get("steps") else {}
+            how = {**flags, **steps, "start": start, "seed": args.seed, "batch": args.batch, "amp": args.amp}
+            shown = torch.cat([sketches[:, None], model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))], dim=1)
+            axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
+            began = time.perf_counter()
+            made = model.generate(len(edits), edit=edits, progress=True, **how)
+            seconds = (time.perf_counter() - began) / len(edits)
+            distance = (blocks(made) - blocks(edits)).square().mean().sqrt().item()
+            fid = frechet_distance(mu, sigma, *moments(found for found, _ in extract(features, made)))
+            nfe = model.sampler(**flags | steps, start=start)[1]
+            axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
+            axis.axis("off")
+            print(f"{path:30} {start:5} {nfe:5} {distance:9.1f} {fid:7.2f} {seconds:8.4f}", flush=True)
+    save_figure(figure, args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    cli.script(main)

@@ -1,0 +1,162 @@
+"""Chains that begin at any t, and their pictures (sample.py --edit, --chain); 1,000 modes (--data stacked, experiments/modes.py)."""
+
+import math
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import HOME, needs_data
+from PIL import Image
+
+import data
+import sample
+from cli import BadInput
+from model import Model
+
+SIZES = {"width": 8, "mult": (1,), "blocks": 1, "fold": 2}
+
+
+def tiny(method, T=4, shape=(1, 28, 28), **args):
+    network = {**SIZES, "channels": shape[0], **({} if method == "DDPM" else {"z_dim": 3})}
+    return Model({"method": method, "T": T, "schedule": "vp", "shape": shape, "network": network, **args})
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """In this folder: ddpm.pt, ddgan.pt and siddm.pt, untrained, and a sketch of 60 x 40 in colour."""
+    monkeypatch.chdir(tmp_path)
+    for method, T in (("DDPM", 12), ("DDGAN", 4), ("SIDDM", 4)):
+        model = tiny(method, T)
+        torch.save({"args": model.args, "weights": model.network.state_dict()}, f"{method.lower()}.pt")
+    Image.new("RGB", (40, 60), (200, 100, 50)).save("sketch.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("method", "flags"), [("DDPM", {}), ("DDPM", {"steps": 2}), ("DDPM", {"sampler": "ddim", "steps": 2}), ("DDGAN", {}),
+                                               ("SIDDM", {})])
+def test_an_edit_begins_with_the_picture_noised_to_t_by_2(method, flags):
+    model, told = tiny(method), []
+    model.network.register_forward_pre_hook(lambda _, inputs: told.append((inputs[0], inputs[-1])))
+    picture = torch.arange(784, dtype=torch.float32).view(1, 1, 28, 28).mul(255 / 783).to(torch.uint8).expand(400, -1, -1, -1)
+    made = model.generate(400, edit=picture, start=3, amp=False, **flags)
+    assert made.shape == picture.shape
+    x_t, t = told[0]
+    alpha_bar = model.diffusion.alpha_bar[3].item()
+    assert (t == 3).all() and [int(t[0]) for _, t in told] == ([3, 2] if flags else [3, 2, 1])
+    noise = x_t - math.sqrt(alpha_bar) * data.normalize(picture)
+    assert noise.mean(0).abs().max() < 5 / math.sqrt(400)  # of 784 pixels none beyond five standard errors
+    assert noise.var().item() == pytest.approx(1 - alpha_bar, rel=0.02)
+
+
+def test_an_edit_that_begins_at_T_is_told_nothing_of_the_picture_but_by_its_noise():
+    model = tiny("DDGAN")
+    plain = model.generate(4, seed=1, amp=False)
+    black = model.generate(4, seed=1, amp=False, edit=torch.zeros(4, 1, 28, 28, dtype=torch.uint8), start=4)
+    assert (plain.float() - black.float()).abs().mean() < 10  # sqrt(alpha_bar_4) is 0.007
+
+
+def test_the_command_shows_the_sketch_and_what_became_of_it(files, capsys):
+    for start in (1, 4):
+        sample.main(["ddgan.pt", "siddm.pt", "--edit", "sketch.png", "--from", str(start), "-n", "3", "--npy", "e.npy", "--out", "e.png"])
+        assert f"{start} network evaluations" in capsys.readouterr().out
+    assert np.load("e.npy").shape == (6, 1, 28, 28)
+    sample.main(["ddpm.pt", "--edit", "sketch.png", "--from", "6", "--steps", "2", "--sampler", "ddim", "-n", "3", "--out", "f.png"])
+    grid = np.asarray(Image.open("f.png"))
+    assert grid.shape[1] == 2 * (4 * 29 + 1) and (grid[10:50, 10:50] == grid[10, 10]).all()  # one row of four, the flat sketch first
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    (["ddgan.pt", "--edit", "sketch.png", "--from", "5"], "--from 5"), (["ddgan.pt", "--edit", "sketch.png", "--from", "0"], "0"),
+    (["ddpm.pt", "--edit", "sketch.png", "--from", "5", "--steps", "6"], "--steps 6"), (["ddgan.pt", "--edit", "sketch.png"], "--from"),
+    (["ddgan.pt", "--from", "2"], "--edit"), (["ddgan.pt", "--edit", "ddpm.pt", "--from", "2"], "ddpm.pt"),
+    (["ddgan.pt", "--edit", "none.png", "--from", "2"], "none.png"), (["ddgan.pt", "--denoise", "0.5", "--chain"], "--chain"),
+    (["ddgan.pt", "--edit", "sketch.png", "--from", "2", "--out", "sketch.png"], "sketch.png")])
+def test_what_cannot_be_edited_is_one_line(files, capsys, flags, named):
+    with pytest.raises((SystemExit, BadInput)) as stopped:
+        sample.main(flags)
+    said = capsys.readouterr().err if stopped.type is SystemExit else str(stopped.value)
+    assert named in said and said.strip().count("\n") == 0
+    assert not (files / "samples.png").exists() and Image.open("sketch.png").size == (40, 60)
+
+
+@pytest.mark.parametrize(("C", "mode"), [(1, "L"), (3, "RGB"), (1, "RGBA"), (3, "P")])
+def test_a_picture_of_any_kind_is_fitted_to_the_models_shape(tmp_path, C, mode):
+    Image.new("RGB", (50, 30), (102, 102, 102)).convert(mode).save(tmp_path / "p.png")
+    picture = sample.load_picture(tmp_path / "p.png", (C, 28, 32))
+    assert picture.shape == (C, 28, 32) and picture.dtype == torch.uint8 and (picture.float() - 102).abs().max() <= 1
+    with pytest.raises(BadInput, match="2 channels"):
+        sample.load_picture(tmp_path / "p.png", (2, 28, 32))
+
+
+@pytest.mark.parametrize(("method", "predict"), [("DDPM", "eps"), ("DDPM", "x_0"), ("DDPM", "mean"), ("DDGAN", None)])
+def test_a_chain_is_the_samplers_own_way_and_its_predictions_are_the_models(method, predict):
+    model = tiny(method, **({"predict": predict} if predict else {}))
+    steps = sample.chain(model, 3, seed=5, amp=False)
+    assert [t for t, _, _ in steps] == [4, 3, 2, 1, 0]
+    assert torch.equal(steps[-1][1], model.generate(3, seed=5, batch=3, amp=False))
+    if method == "DDGAN":  # x_0 itself is what the last step predicts
+        assert torch.equal(steps[-2][2], steps[-1][1])
+    assert all(x_t.shape == x_0.shape == (3, 1, 28, 28) for _, x_t, x_0 in steps)
+
+
+def test_the_chain_as_a_picture_and_as_a_film(files):
+    sample.main(["ddpm.pt", "ddgan.pt", "--chain", "-n", "2", "--out", "c.png"])
+    sample.main(["ddpm.pt", "ddgan.pt", "--chain", "-n", "2", "--out", "c.gif"])
+    assert Image.open("c.png").format == "PNG"
+    film = Image.open("c.gif")
+    assert film.format == "GIF" and film.n_frames > 4
+    first = np.asarray(film.convert("L")).astype(int)
+    film.seek(film.n_frames - 1)
+    assert np.abs(np.asarray(film.convert("L")).astype(int) - first).mean() > 1
+
+
+# 1,000 modes
+
+@needs_data
+def test_stacks_are_three_garments_with_a_label_of_three_digits():
+    stacks, labels = data.load("stacked", "test", HOME / "data", labels=True)
+    images, kinds = data.load("fashion-mnist", "test", HOME / "data", labels=True)
+    assert stacks.shape == (10000, 3, 28, 28) and labels.min() >= 0 and labels.max() <= 999
+    assert all(torch.equal(stacks[:, c].float().mean(0), images[:, 0].float().mean(0)) for c in range(3))  # each channel has every garment
+    assert torch.equal(labels.div(100, rounding_mode="floor").bincount(), kinds.bincount())
+
+
+def test_a_batch_of_stacks_draws_each_channel_anew_and_any_other_does_not():
+    images = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1).expand(50, 3, 2, 2)
+    torch.manual_seed(0)
+    for mixed in (True, False):
+        batch = data.random_batch(images, 200, mixed)
+        assert batch.shape == (200, 3, 2, 2) and (batch == batch[:, :, :1, :1]).all()
+        assert (batch[:, 0] == batch[:, 1]).float().mean() < 0.1 if mixed else (batch[:, 0] == batch[:, 1]).all()
+
+
+def test_coverage_counts_modes_and_the_divergence_from_uniform():
+    coverage = runpy.run_path(str(HOME / "experiments/modes.py"))["coverage"]
+    assert coverage(torch.arange(1000).repeat(3)) == (1000, pytest.approx(0, abs=1e-12))
+    assert coverage(torch.full((50,), 7)) == (1, pytest.approx(math.log(1000)))
+    assert coverage(torch.arange(500)) == (500, pytest.approx(math.log(2)))
+
+
+@needs_data
+def test_the_modes_of_real_stacks_and_of_a_model_are_printed(tmp_path):
+    sizes = ["--preset", "cpu", "--width", "8", "--batch", "4", "--device", "cpu", "--steps", "2", "--every", "2"]
+    subprocess.run([sys.executable, "train_ddgan.py", *sizes, "--data", "stacked", "--out", tmp_path / "run"], cwd=HOME, check=True, capture_output=True)
+    command = [sys.executable, "experiments/modes.py", tmp_path / "run/model.pt", "--samples", "300"]
+    done = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True)
+    _, real, model = (line.split()[-2:] for line in done.stdout.splitlines())
+    assert 200 < int(real[0]) <= 300 and float(real[1]) < float(model[1])
+    done = subprocess.run([*command[:2], "weights/ddgan.pt"], cwd=HOME, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and "--data stacked" in done.stderr and done.stderr.count("\n") == 1
+
+
+@needs_data
+def test_garments_from_sketches_are_scored_and_drawn(tmp_path):
+    command = [sys.executable, "experiments/editing.py", "weights/ddgan.pt", "--samples", "40", "--out", tmp_path / "editing.png"]
+    done = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True)
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("weights")]
+    assert [row[1:3] for row in rows] == [["1", "1"], ["2", "2"], ["3", "3"]]
+    assert float(rows[0][3]) < float(rows[2][3])  # the later it begins, the nearer to the sketch
+    assert (tmp_path / "editing.png").read_bytes()[:4] == b"\x89PNG"
