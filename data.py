@@ -96,9 +96,7 @@ def load_folder(path):
     for file in files:
         try:
             with Image.open(file) as image:
-                if image.mode[0] in "IF":  # 16 or 32 bits, which PIL would cut off at 255
-                    raise ValueError(f"its pixels are of kind {image.mode}, not of 8 bits")
-                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
+                arrays.append(np.asarray(opaque(image, "L" if image.mode in ("1", "L", "LA") else "RGB")))
         except Exception as error:  # a damaged file can raise nearly anything
             raise BadInput(f"{file} cannot be read ({one_line(error)[:150]}): repair it or move it away") from error
         if arrays[-1].shape[:2] != arrays[0].shape[:2]:
@@ -108,6 +106,15 @@ def load_folder(path):
         arrays = [np.dstack([array] * 3) if array.ndim == 2 else array for array in arrays]
     images = torch.from_numpy(np.stack(arrays))
     return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
+
+
+def opaque(image, mode):
+    """A PIL image as mode "L" or "RGB". Raises ValueError for what these cannot show: more than 8 bits, transparency."""
+    if image.mode[0] in "IF":  # 16 or 32 bits, which PIL would cut off at 255
+        raise ValueError(f"its pixels are of kind {image.mode}, not of 8 bits")
+    if ("A" in image.getbands() or "transparency" in image.info) and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise ValueError("it is transparent in places: give it a background")
+    return image.convert(mode)
 
 
 # -- torchvision's data sets, and where their files come from -------------------------------------------------

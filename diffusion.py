@@ -131,6 +131,14 @@ class Diffusion:
         mean, variance = self.posterior(x_0, x_t, t)
         return mean + torch.sqrt(variance) * torch.randn_like(x_t)
 
+    def learned_variance(self, v, t):
+        """sigma_t^2 = exp(v log beta_t + (1 - v) log beta_tilde_t) for a v of each pixel, Nichol and Dhariwal 2021, eq. (15): (B, ...).
+
+        beta_tilde_1 is 0; beta_tilde_2 takes its place, as in Ho et al.'s code.
+        """
+        log_beta, log_beta_tilde = at(self.beta.log(), t, like=v), at(self.beta_tilde.log(), t.clamp(min=2), like=v)
+        return torch.exp(v * log_beta + (1 - v) * log_beta_tilde)
+
     def x_0_from_eps(self, x_t, eps, t):
         """The x_0 that eq. (2) took to x_t with the noise eps."""
         alpha_bar, variance = at(self.alpha_bar, t, like=x_t), at(self.one_minus_alpha_bar, t, like=x_t)
@@ -142,27 +150,30 @@ class Diffusion:
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
     # -- reverse samplers ---------------------------------------------------------------------------------
-    # Each starts from x_T ~ N(0, I), (B, ...), or any x_t on strided(..., end=t), and returns x_0. `clip` bounds the predicted x_0 to [-1, 1], as every
-    # image DDPM does; leave it off for points.
+    # Each starts from x_T ~ N(0, I), (B, ...), or from any x_t on strided(..., end=t), and returns x_0. `clip` bounds the
+    # predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
 
     @torch.no_grad()
     def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True):
-        """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t or beta_tilde_t; strided(S) makes it shorter.
+        """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t, beta_tilde_t, or "learned"; strided(S) makes it shorter.
 
-        eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for another variance.
+        eps_theta(x_t, t) -> eps (B, ...), with "learned" a pair of eps and the v of learned_variance. Raises ValueError for
+        another variance.
         """
-        if variance not in ("beta", "beta_tilde"):
-            raise ValueError(f"variance {variance!r}: choose beta or beta_tilde")
-        sigma = torch.sqrt(getattr(self, variance))
+        if variance not in ("beta", "beta_tilde", "learned"):
+            raise ValueError(f"variance {variance!r}: choose beta, beta_tilde or learned")
         x_t = x_T
         for step in range(self.T, 0, -1):
             t = torch.full((len(x_t),), step, device=x_t.device)
             # x_{t-1} = 1/sqrt(alpha_t) (x_t - (1 - alpha_t)/sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) + sigma_t z,
             # whose first term is the posterior's mean with eps_theta's x_0 put in; so written, x_0 can be clipped
-            x_0 = self.x_0_from_eps(x_t, eps_theta(x_t, self.tau[t]), t)
-            mean, _ = self.posterior(x_0.clamp(-1, 1) if clip else x_0, x_t, t)
-            z = torch.randn_like(x_t) if step > 1 else 0
-            x_t = mean + sigma[step] * z
+            eps = eps_theta(x_t, self.tau[t])
+            eps, v = eps if variance == "learned" else (eps, None)
+            x_0 = self.x_0_from_eps(x_t, eps, t)
+            x_t, _ = self.posterior(x_0.clamp(-1, 1) if clip else x_0, x_t, t)
+            if step > 1:
+                sigma_squared = self.learned_variance(v, t) if variance == "learned" else getattr(self, variance)[step]
+                x_t = x_t + torch.sqrt(sigma_squared) * torch.randn_like(x_t)
         return x_t
 
     @torch.no_grad()

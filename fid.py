@@ -51,6 +51,11 @@ def moments(batches):
     return origin + total / n, (outer - torch.outer(total, total) / n) / (n - 1)
 
 
+def statistics_of(features, images):
+    """moments() of the features of images, uint8 (N, C, H, W)."""
+    return moments(found for found, _ in extract(features, images))
+
+
 def frechet_distance(mu, sigma, mu_, sigma_):
     """The right side of eq. (28), v2 (32), between N(mu, Sigma) and N(mu', Sigma'): a float, >= 0.
 
@@ -94,7 +99,7 @@ def precision_recall(real, made, k=K, block=1000):
 def inception_score(logits, splits=10):
     """exp E KL(p(y|x) || p(y)) of logits (N, classes), the mean over `splits` parts (Salimans et al. 2016, sec. 4): a float >= 1.
 
-    1 where all images are taken for one class, or each for all; the number of classes where each is surely of one, and
+    The parts are taken in order, so the images must not be sorted. 1 where all images are taken for one class, or each for all; the number of classes where each is surely of one, and
     these are equally frequent.
     """
     log_p = torch.log_softmax(logits.double(), dim=1)
@@ -109,7 +114,7 @@ def reference_statistics(features, images, folder):
     They are kept in folder if it can be written to; a file damaged or made from anything else is rebuilt.
     """
     pixels = hashlib.sha256(images.numpy()).hexdigest()
-    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.layers} {features.key}; {tuple(images.shape)} {pixels}"
+    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
     path = Path(folder, f"{features.label}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
     if os.path.exists(path):
         try:
@@ -168,9 +173,9 @@ def score(args):
                 "features": features.label, "reference": reference}
         if isinstance(source, torch.Tensor):
             counts = args.samples or [len(source)]
-            if max(counts) < len(source):  # at random, for a file may be sorted
-                source = source[torch.randperm(len(source), generator=torch.Generator().manual_seed(args.seed))[:max(counts)]]
-                row["seed"] = str(args.seed)
+            # at random, for a file may be sorted: a part must stand for the whole, also each split of the Inception score
+            source = source[torch.randperm(len(source), generator=torch.Generator().manual_seed(args.seed))[:max(counts)]]
+            row["seed"] = str(args.seed)
         else:
             counts = args.samples or [10000]
             row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed), "batch": str(args.batch)}

@@ -156,7 +156,7 @@ def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
 def gradient_norm(D, x_prev, x_t, t):
     """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights.
 
-    With Discriminator's stddev V depends on three neighbours, and this is the gradient of the four's sum.
+    Discriminator compares images four by four: its V depends on three neighbours, and this is the gradient of the four's sum.
     """
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
@@ -182,15 +182,19 @@ def energy_score(x_0, x_0_fake, x_0_fake_2):
 def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
 
-    p_theta has the posterior's variance, or beta_t with variance="beta". Defined for t >= 2; at t = 1 the posterior's
-    is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
+    p_theta has the posterior's variance, beta_t with variance="beta", or that of each pixel, a tensor (B, ...). Defined
+    for t >= 2; at t = 1 the posterior's is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
     """
+    def of_t(table):
+        return table[t].view(-1, *[1] * (eps.dim() - 1))  # (T+1,) -> (B, 1, ..., 1)
+
+    beta, alpha, beta_tilde, noise = map(of_t, (diffusion.beta, diffusion.alpha, diffusion.beta_tilde, diffusion.one_minus_alpha_bar))
+    sigma_squared = of_t(getattr(diffusion, variance)) if isinstance(variance, str) else variance
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); its beta-bar_t lacks the factor beta_t
-    beta, alpha, sigma_squared = diffusion.beta[t], diffusion.alpha[t], getattr(diffusion, variance)[t]
-    weight = beta**2 / (2 * sigma_squared * alpha * diffusion.one_minus_alpha_bar[t])
-    ratio = diffusion.beta_tilde[t] / sigma_squared
-    of_variances = (ratio - 1 - torch.log(ratio)) / 2 * eps[0].numel()  # 0 for the posterior's own
-    return weight * (eps - eps_theta.float()).square().flatten(1).sum(1) + of_variances  # (B, ...) -> (B,)
+    weight = beta**2 / (2 * sigma_squared * alpha * noise)
+    ratio = beta_tilde / sigma_squared
+    of_variances = (ratio - 1 - torch.log(ratio)) / 2  # 0 for the posterior's own
+    return (weight * (eps - eps_theta.float()).square() + of_variances).flatten(1).sum(1)  # (B, ...) -> (B,)
 
 
 def decoder_nll(x_0, mean, variance):

@@ -73,7 +73,7 @@ class Model:
     def __init__(self, args, device="cpu"):
         args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
-        self.shape, self.z_dim = tuple(args["shape"]), args["network"].get("z_dim", 0)
+        self.shape, self.z_dim, self.learned = tuple(args["shape"]), args["network"].get("z_dim", 0), args["network"].get("learned", False)
         self.diffusion = Diffusion(self.T, args["schedule"], device)
         more = {} if self.method == "DDPM" else {"alpha_bar": self.diffusion.alpha_bar, "size": self.shape[1:]}
         self.network = NETWORKS[self.method](**args["network"], **more).to(device)
@@ -91,13 +91,18 @@ class Model:
 
     def eps_theta(self, x_t, t):
         """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
-        return eps_from(self.args.get("predict", "eps"), self.network(x_t, t).float(), x_t, t, self.diffusion)
+        return self.eps_and_v(x_t, t)[0]
+
+    def eps_and_v(self, x_t, t):
+        """The same, and v of Diffusion.learned_variance where the network has learned it, else None."""
+        output, v = split_v(self.network(x_t, t).float(), x_t)
+        return eps_from(self.args.get("predict", "eps"), output, x_t, t, self.diffusion), v
 
     def sampler(self, sampler=None, steps=None, eta=None, variance=None, start=None):
         """The function x_t -> x_0 that the flags ask for, and its network evaluations per image.
 
         start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps from
-        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" (default) or "beta".
+        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta" (default: the learned one, if there is, or beta_tilde).
         Raises BadInput for what this method does not have.
         """
         start = self.T if start is None else start
@@ -123,6 +128,8 @@ class Model:
         process = self.diffusion.strided(steps or start, start)
         if sampler == "ddim":
             return lambda x_t: process.ddim(self.eps_theta, x_t, eta or 0.0), process.T
+        if self.learned and variance is None:
+            return lambda x_t: process.ancestral(self.eps_and_v, x_t, "learned"), process.T
         return lambda x_t: process.ancestral(self.eps_theta, x_t, variance or "beta_tilde"), process.T
 
     def fast_sampler(self):
@@ -148,9 +155,8 @@ class Model:
                 if edit is not None:
                     t = torch.full((len(x_t),), start, device=self.device)
                     x_t = self.diffusion.q_sample(normalize(edit[first:first + batch].to(self.device)), t, eps=x_t)
-                x_0 = sample(x_t)
                 try:
-                    images.append(to_uint8(x_0).cpu())
+                    images.append(to_uint8(sample(x_t)).cpu())
                 except ValueError as error:
                     raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train it again") from error
                 bar.update(len(x_t))
@@ -162,6 +168,12 @@ class Model:
         if self.method == "DDPM":
             return self.diffusion.x_0_from_eps(x_t, self.eps_theta(x_t, t), t).clamp(-1, 1)
         return self.network(x_t, torch.randn(len(x_t), self.z_dim, device=x_t.device), t)
+
+
+def split_v(output, x_t):
+    """A denoiser's output (B, C or 2 C, ...) as its prediction (B, C, ...) and v in about [0, 1], or None: 2 v - 1 is the second half."""
+    C = x_t.shape[1]
+    return output[:, :C], (output[:, C:] + 1) / 2 if output.shape[1] > C else None
 
 
 def eps_from(predict, output, x_t, t, diffusion):
@@ -181,9 +193,10 @@ def add_sampler_flags(parser):
     """The flags of `Model.sampler` and `Model.generate`, for sample.py and fid.py."""
     flag = parser.add_argument
     flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (default: ancestral), or DDIM")
-    flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps out of its T (default: all)")
+    flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps out of its T, or of 1..t with --from (default: all)")
     flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral sampling)")
-    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: the posterior's, beta_tilde)")
+    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: what was learned, or the "
+         "posterior's, beta_tilde)")
     flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
     flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; another batch, or "
          "another number of images, draws other images from the same seed")

@@ -105,8 +105,8 @@ class Run:
     not finite ends the run and leaves those files as they were.
     """
 
-    def __init__(self, method, args):
-        """args: what `parse` returned. Writes nothing; may raise BadInput."""
+    def __init__(self, method, args, **network):
+        """args: what `parse` returned; network: more arguments of the method's. Writes nothing; may raise BadInput."""
         self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
         self.saved = read_checkpoint(self.path) if args.resume else None
@@ -130,11 +130,10 @@ class Run:
                            f"{stride}: cut or enlarge them to {low[0]} x {low[1]} or {high[0]} x {high[1]}")
         self.images, self.sizes = self.images.to(args.device), {**sizes, "channels": C}  # sizes: of all networks
         flags = {name: value for name, value in vars(args).items() if name not in NOT_SAVED}
-        latent = {"z_dim": args.z_dim} if "z_dim" in args else {}
         self.amp = computes_in_bf16(args.device) if args.amp is None else args.amp
         torch.manual_seed(args.seed)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-        self.model = Model({"method": method, "schedule": "vp", **flags, "shape": (C, H, W), "network": {**self.sizes, **latent}}, args.device)
+        self.model = Model({"method": method, "schedule": "vp", **flags, "shape": (C, H, W), "network": {**self.sizes, **network}}, args.device)
         self.diffusion = self.model.diffusion
         self.ema = MovingAverage(self.model.network, args.ema)
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from cli import BadInput, number, one_line, write_atomically
-from data import image_grid, label, normalize, save_figure, save_grid, subplots, to_uint8
+from data import image_grid, label, normalize, opaque, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from model import add_sampler_flags, eps_from, load, sampler_flags
+from model import add_sampler_flags, eps_from, load, sampler_flags, split_v
 
 
 def denoise(model, x_0, s, draws, seed=0):
@@ -53,7 +53,7 @@ def load_picture(path, shape):
         raise BadInput(f"{path} is grey or in colour, and this model's images have {C} channels: use another model")
     try:
         with Image.open(path) as image:
-            picture = np.array(ImageOps.fit(image.convert("L" if C == 1 else "RGB"), (W, H)))
+            picture = np.array(ImageOps.fit(opaque(image, "L" if C == 1 else "RGB"), (W, H)))
     except Exception as error:  # a damaged file can raise nearly anything
         raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another image file") from error
     return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
@@ -85,9 +85,10 @@ def save_columns(columns, path):
 
 def draw_denoising(args, models):
     """--denoise: the figure of section 2.2, a DDPM's mean of all possible x_0 beside a generator's draws."""
-    for name in ("npy", "edit", "chain", "sampler", "steps", "eta", "variance"):
-        if getattr(args, name) not in (None, False):
-            raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --denoise, which draws no samples: leave it out")
+    for name in ("npy", "edit", "from", "chain", "sampler", "steps", "eta", "variance"):
+        value = getattr(args, "start" if name == "from" else name)
+        if value is not None and value is not False:
+            raise BadInput(f"--{name} has no meaning with --denoise, which draws no samples: leave it out")
     data = models[0].args["data"] if args.data is None else args.data
     x_0 = load_images(data, "test", args.root)[:args.n]
     columns = [("x_0", x_0[:, None])]
@@ -113,7 +114,7 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
     def note(network, inputs, output):
         x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
         if model.method == "DDPM":
-            eps = eps_from(model.args.get("predict", "eps"), output.float(), x_t, t, model.diffusion)
+            eps = eps_from(model.args.get("predict", "eps"), split_v(output.float(), x_t)[0], x_t, t, model.diffusion)
             output = model.diffusion.x_0_from_eps(x_t, eps, t)
         steps.append((t[0].item(), to_uint8(x_t).cpu(), to_uint8(output.float().clamp(-1, 1)).cpu()))
 
@@ -123,21 +124,25 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
 
 
 def draw_chain(args, models, flags, edits):
-    """--chain: for each model one sample at up to eleven times from T to 0, and below what is predicted of x_0 there; a .gif moves."""
-    chains = [chain(model, args.n, args.seed, args.amp, edit=edit, **arguments) for model, arguments, edit in zip(models, flags, edits)]
-    names = [name_of(model, args.sampler, len(steps) - 1) for model, steps in zip(models, chains)]
-    if args.out.lower().endswith(".gif"):
+    """--chain: for each model one sample at up to eleven times, and below what is predicted of x_0 there; a .gif moves."""
+    moves = args.out.lower().endswith(".gif")
+    n = min(args.n, 64) if moves else 1
+    chains = [chain(model, n, args.seed, args.amp, edit=edit if edit is None else edit[:n], **arguments)
+              for model, arguments, edit in zip(models, flags, edits)]
+    names = names_of(args, models, [len(steps) - 1 for steps in chains])
+    if moves:
         return save_gif(names, chains, args.out)
     rows = []
     for name, steps in zip(names, chains):
         shown = [steps[round(i * (len(steps) - 1) / 10)] for i in range(11)] if len(steps) > 11 else steps
-        for what, index in ((f"x_t, t = {shown[0][0]}, {shown[1][0]}, ..., 0", 1), ("predicted x_0", 2)):
+        times = ", ".join(str(step[0]) for step in shown) if len(shown) < 6 else f"{shown[0][0]}, {shown[1][0]}, ..., 0"
+        for what, index in ((f"x_t, t = {times}", 1), ("predicted x_0", 2)):
             rows.append((f"{name}\n{what}", torch.stack([step[index][0] for step in shown])))
     save_rows(rows, args.out)
 
 
 def save_gif(names, chains, path, frames=50):
-    """Write chains side by side as a GIF of four seconds: x_t above, the predicted x_0 below, all from t = T to 0 in the same time."""
+    """Write chains side by side as a GIF of seven seconds: x_t above, the predicted x_0 below, all chains in the same time."""
     from PIL import Image
 
     pictures = []
@@ -157,16 +162,19 @@ def save_gif(names, chains, path, frames=50):
         pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=[80] * frames + [3000], loop=0)
 
 
-def name_of(model, sampler, nfe):
-    """A model's name for a figure, with a DDPM's sampler and its network evaluations."""
-    return f"{model.label}, T = {model.T}" + (f", {sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
+def names_of(args, models, evaluations):
+    """The models' names for a figure, with a DDPM's sampler and its network evaluations, and with the file's where two are alike."""
+    names = [f"{model.label}, T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
+             for model, nfe in zip(models, evaluations)]
+    return [name if names.count(name) == 1 else f"{name}\n{label(path)}" for name, path in zip(names, args.checkpoints)]
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
-    flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row")
+    flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row, "
+         "after --edit's picture; --chain the first")
     flag("--out", type=cli.path, default="samples.png", help="the grid; several checkpoints: one labelled row each")
     flag("--npy", type=cli.path, metavar="FILE", help="the raw images too: uint8 (N, C, H, W), checkpoint after checkpoint")
     flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to t = S T "
@@ -174,8 +182,8 @@ def main(argv=None):
     flag("--edit", type=cli.path, metavar="FILE", help="begin from this picture, fitted to the model and noised to t as --from says, "
          "instead of from noise")
     flag("--from", type=number(int, 1), dest="start", metavar="t", help="with --edit: near 1 the picture stays, near T it is forgotten")
-    flag("--chain", action="store_true", help="show the way of the first image: x_t and the predicted x_0, at up to eleven times; "
-         "as an --out .gif, of all -n images")
+    flag("--chain", action="store_true", help="show the way of one image: x_t and the predicted x_0, at up to eleven times; "
+         "as an --out .gif, of -n images, at most 64")
     flag("--data", type=cli.path, help="the images for --denoise (default: what the first checkpoint was trained on)")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
@@ -186,6 +194,10 @@ def main(argv=None):
         draw_denoising(args, models)
         print(f"wrote {args.out}")
         return
+    if args.out.lower().endswith(".gif") and not args.chain:
+        raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
+    if args.chain and args.npy:
+        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one way, not many images: leave it out")
     if (args.edit is None) != (args.start is None):
         raise BadInput("--edit FILE and --from t belong together: give both, or neither")
     if args.npy and len({model.shape for model in models}) > 1:
@@ -198,12 +210,11 @@ def main(argv=None):
         print(f"wrote {args.out}")
         return
     rows, report = [], []
-    for path, model, arguments, nfe, edit in zip(args.checkpoints, models, flags, evaluations, edits):
+    for path, name, model, arguments, nfe, edit in zip(args.checkpoints, names_of(args, models, evaluations), models, flags, evaluations, edits):
         start = time.perf_counter()
         images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, edit=edit, **arguments)
         rate = args.n / (time.perf_counter() - start)
-        name = name_of(model, args.sampler, nfe)
-        report.append(f"{path}: {name}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device} "
+        report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device} "
                       f"(seed {args.seed}, batch {args.batch})")
         rows.append((name, images))
     if args.npy:
@@ -214,9 +225,7 @@ def main(argv=None):
     if len(rows) == 1:
         save_grid(rows[0][1][:64], args.out)
     else:
-        names = [name for name, _ in rows]
-        save_rows([(name if names.count(name) == 1 else f"{name}\n{label(path)}", images[:20])
-                   for path, (name, images) in zip(args.checkpoints, rows)], args.out)
+        save_rows([(name, images[:20]) for name, images in rows], args.out)
     print(*report, "wrote " + " and ".join(filter(None, (args.out, args.npy))), sep="\n")  # after the work: printing may fail
 
 

@@ -127,7 +127,7 @@ def main(argv=None):
     args = parse(parser, argv, cpu={"steps": 8500, "batch": 32}, depends=lambda args: recipe(args.objective, args.T))
     if args.batch % 4:
         raise cli.BadInput(f"--batch {args.batch}: D compares images four by four, so give a multiple of 4")
-    run = Run("DDGAN", args)
+    run = Run("DDGAN", args, z_dim=args.z_dim)
     G = run.model.network
     D = Discriminator(**run.sizes, size=run.model.shape[1:]).to(args.device)
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8

@@ -72,7 +72,7 @@ def main(argv=None):
     flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; published: cosine")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
     args = parse(parser, argv, cpu={"steps": 6000, "batch": 32})
-    run = Run("SIDDM", args)
+    run = Run("SIDDM", args, z_dim=args.z_dim)
     G, D = run.model.network, Critic(**run.sizes).to(args.device)
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)

@@ -108,11 +108,12 @@ class UNet(nn.Module):
 
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
     blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
+    learned: as many channels again, for a learned variance (Diffusion.learned_variance).
     smooth: enlarge bilinearly on the way up. G must, or the grid of folded pixels shows in its samples; eps_theta must
     not: neighbouring pixels of the noise are independent, so that blurring them would hurt.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False, c_in=None):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, smooth=False, c_in=None, learned=False):
         super().__init__()
         c_in = c_in or channels
         self.width, self.fold, self.smooth = width, fold, smooth
@@ -124,9 +125,9 @@ class UNet(nn.Module):
         self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
         self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
         self.norm_out = norm(c[0])
-        # at full resolution again, with x_t itself
+        # at full resolution again, with the input itself
         self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + c_in, 16, 3, padding=1)
-        self.out = nn.Conv2d(16, channels, 3, padding=1)
+        self.out = nn.Conv2d(16, 2 * channels if learned else channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
 
     def forward(self, x_t, t):

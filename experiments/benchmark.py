@@ -140,7 +140,7 @@ def fid_ours(folder, device):
     """The features (8, 2048) of the first images, and a function of nothing to the FID; so do the next two."""
     features = load_features("inception", folder / "weights.pth", device)
     halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
-    moments = [part for half in halves for part in fid.moments(found for found, _ in extract(features, half))]
+    moments = [part for half in halves for part in fid.statistics_of(features, half)]
     return next(extract(features, halves[0][:8]))[0], lambda: fid.frechet_distance(*moments)
 
 

@@ -3,7 +3,7 @@
     python experiments/bound.py weights/ddpm.pt        # six minutes on one core
 
 Ho et al. 2020, eq. (5): L_0 + L_1 + ... + L_T >= -log p(x_0), with one x_t drawn for each image and t. The reverse process has
-the variance beta-tilde_t or beta_t.
+the variance beta-tilde_t or beta_t, or the one that it has learned.
 """
 
 import sys
@@ -24,24 +24,27 @@ from data import normalize
 from losses import decoder_nll, prior_kl, weighted_loss
 from model import load
 
-VARIANCES = ("beta_tilde", "beta")
+
+def variances(model):
+    return ("learned",) if model.learned else ("beta_tilde", "beta")
 
 
 @torch.no_grad()
 def bound_terms(model, x_0, amp=None):
-    """The terms L_0, .., L_T for images x_0 (B, C, H, W) in [-1, 1], in bits per dimension: float64 (T+1, 2, B), for both VARIANCES."""
+    """The terms L_0, .., L_T for images x_0 (B, C, H, W) in [-1, 1], in bits per dimension: float64 (T+1, k, B), for the k variances(model)."""
     diffusion, terms = model.diffusion, []
     for step in tqdm(range(1, model.T + 1), desc="t", leave=False, disable=None):
         t, eps = torch.full((len(x_0),), step, device=x_0.device), torch.randn_like(x_0)
         x_t = diffusion.q_sample(x_0, t, eps)
         with model.autocast(amp):
-            prediction = model.eps_theta(x_t, t)
+            prediction, v = model.eps_and_v(x_t, t)
+        choices = [diffusion.learned_variance(v, t)] if model.learned else variances(model)
         if step == 1:  # beta_tilde_1 is 0; what Ho et al. 2020, sec. 3.3, integrate needs a variance
-            L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), diffusion.beta[1])] * 2
+            L = [decoder_nll(x_0, diffusion.x_0_from_eps(x_t, prediction, t), variance if model.learned else diffusion.beta[1]) for variance in choices]
         else:
-            L = [weighted_loss(eps, prediction, t, diffusion, variance) for variance in VARIANCES]
+            L = [weighted_loss(eps, prediction, t, diffusion, variance) for variance in choices]
         terms.append(torch.stack(L).double())
-    terms.append(prior_kl(x_0, diffusion).double().expand(2, -1))
+    terms.append(prior_kl(x_0, diffusion).double().expand(len(L), -1))
     return torch.stack(terms) / (math.log(2) * x_0[0].numel())
 
 
@@ -65,11 +68,11 @@ def main(argv=None):
     bits = bound_terms(model, normalize(images.to(args.device)))
     T = model.T
     print(f"{args.model}: bits per dimension, {len(images)} test images, seed {args.seed}")
-    print(f"{'sigma_t^2 =':20}" + "".join(f"{variance:>12}" for variance in VARIANCES))
+    print(f"{'sigma_t^2 =':20}" + "".join(f"{variance:>12}" for variance in variances(model)))
     ends = sorted({1, *(end for end in (10, 100) if end < T), T})
     for name, low, high in [("L_0", 0, 1), *((f"L_{i}..L_{j - 1}", i, j) for i, j in pairwise(ends)), ("L_T", T, T + 1)]:
         print(f"{name:20}" + "".join(f"{value:12.4f}" for value in bits[low:high].sum(0).mean(1)))
-    whole = bits.sum(0)  # (2, B)
+    whole = bits.sum(0)  # (k, B)
     print(f"{'bound':20}" + "".join(f"{value:12.4f}" for value in whole.mean(1)))
     print(f"{'standard error':20}" + "".join(f"{value:12.4f}" for value in whole.std(1) / len(images) ** 0.5))
 

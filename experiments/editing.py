@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from data import image_grid, label, load, save_figure, subplots
-from features import extract, load_features
-from fid import frechet_distance, moments, reference_statistics
+from features import load_features
+from fid import frechet_distance, reference_statistics, statistics_of
 from model import add_sampler_flags, sampler_flags
 from model import load as load_model
 
@@ -89,7 +89,7 @@ def main(argv=None):
             made = model.generate(len(edits), edit=edits, progress=True, **how)
             seconds = (time.perf_counter() - began) / len(edits)
             distance = (blocks(made) - blocks(edits)).square().mean().sqrt().item()
-            fid = frechet_distance(mu, sigma, *moments(found for found, _ in extract(features, made)))
+            fid = frechet_distance(mu, sigma, *statistics_of(features, made))
             nfe = model.sampler(**flags | steps, start=start)[1]
             axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
             axis.axis("off")

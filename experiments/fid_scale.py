@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from data import load, normalize, to_uint8
-from features import extract, load_features
-from fid import frechet_distance, moments, reference_statistics
+from features import load_features
+from fid import frechet_distance, reference_statistics, statistics_of
 
 
 def main(argv=None):
@@ -34,7 +34,7 @@ def main(argv=None):
     features = load_features("fashion")
     mu, sigma, _ = reference_statistics(features, images, HOME / "data" / "fid")
     for name, case in cases.items():
-        distance = frechet_distance(mu, sigma, *moments(found for found, _ in extract(features, case)))
+        distance = frechet_distance(mu, sigma, *statistics_of(features, case))
         print(f"{name:32s} {distance:8.3f}   ({len(case)} images, fashion features, against train, seed 0)")
 
 

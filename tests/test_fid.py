@@ -159,15 +159,20 @@ def test_other_inception_weights_are_not_called_inception(random_inception):
 
 
 def test_features_of_every_dims_are_means_over_the_image_and_the_logits_are_the_same():
-    images, logits = noise(4), features.load_classifier()(data.normalize(noise(4)))
+    images = noise(4)
+    logits = features.load_classifier()(data.normalize(images))
     for dims in features.DIMS["fashion"]:
         network = features.load_features("fashion", dims=dims)
         (found, classes), = features.extract(network, images)
         assert found.shape == (4, dims) and network.label == ("fashion" if dims == 128 else f"fashion-{dims}")
-        torch.testing.assert_close(classes, features.load_classifier()(data.normalize(images)))
+        torch.testing.assert_close(classes, logits)
     with pytest.raises(cli.BadInput, match="--dims 100: .* 32, 64, 128"):
         features.load_features("fashion", dims=100)
-    assert logits.shape == (4, 10)
+
+
+def test_inceptions_logits_have_no_bias(random_inception):
+    network = features.load_features("inception", random_inception).network
+    assert not network[-1].bias.any() and torch.load(random_inception)["fc.bias"].any()
 
 
 def test_inception_score_is_1_for_one_class_and_10_for_ten_and_torch_fidelitys():
@@ -206,8 +211,8 @@ def test_fashion_features_notice_what_an_eye_does():
     train, test = data.load("fashion-mnist", "train", HERE / "data")[:2000], data.load("fashion-mnist", "test", HERE / "data")[:2000]
     noisy = data.to_uint8(data.normalize(train) + 0.1 * torch.randn(train.shape))  # an eye sees 0.1 as a fine grain
     network = features.load_features("fashion")
-    reference = fid.moments(features.extract(network, train))
-    real, noisy, pure = (fid.frechet_distance(*reference, *fid.moments(features.extract(network, images)))
+    reference = fid.statistics_of(network, train)
+    real, noisy, pure = (fid.frechet_distance(*reference, *fid.statistics_of(network, images))
                          for images in (test, noisy, noise(2000)))
     assert 3 * real < noisy < pure / 3
 
@@ -418,8 +423,7 @@ def test_real_command_scores_an_npy_and_says_with_what(folder):
     line, = done.stdout.splitlines()
     value = float(line.split("FID ")[1].split()[0])
     network = features.load_features("fashion")
-    made, real = (fid.moments(features.extract(network, data.load(str(folder / name))))
-                  for name in ("images.npy", "real.npy"))
+    made, real = (fid.statistics_of(network, data.load(str(folder / name))) for name in ("images.npy", "real.npy"))
     assert value == pytest.approx(fid.frechet_distance(*real, *made), rel=1e-4, abs=1e-3)
     for said in ("features fashion", "reference real", "samples 40"):
         assert said in line
@@ -441,7 +445,7 @@ def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypa
     assert all(f"FID {row['fid']} +- {row['spread']}" in printed for row in rows)
     run(monkeypatch, folder, "--csv", "fid.csv", "--table")
     heads, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert heads[-6:] == ["FID", "+-", "precision", "recall", "s/1000", "speed-up"]
+    assert heads[-7:] == ["FID", "+-", "precision", "recall", "IS", "s/1000", "speed-up"]
     assert [line[0] for line in lines[:3]] == ["images", "DDGAN", "DDPM"]
     assert f"{float(rows[2]['recall']):.3f}" in lines[2]
     run(monkeypatch, folder, "--csv", "fid.csv", "--plot", "fid.png")

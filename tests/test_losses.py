@@ -101,6 +101,21 @@ def test_the_bounds_terms_have_closed_forms_for_gaussian_data_and_the_exact_deno
     assert entropy - 0.1 < total < entropy + 0.2  # 0.1: the draws' own noise
 
 
+def test_a_learned_variance_lies_between_the_two_and_its_kl_is_the_normals():
+    diffusion, t = Diffusion(10), torch.tensor([2, 5, 10])
+    x_0, eps, eps_theta, v = torch.rand(3, 6) - 0.5, torch.randn(3, 6), torch.randn(3, 6), torch.rand(3, 6)
+    for name, end in (("beta_tilde", 0.0), ("beta", 1.0)):
+        variance = diffusion.learned_variance(torch.full_like(v, end), t)
+        torch.testing.assert_close(variance, getattr(diffusion, name)[t][:, None].expand(3, 6), rtol=1e-5, atol=0)
+        torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion, variance), weighted_loss(eps, eps_theta, t, diffusion, name))
+    assert diffusion.learned_variance(torch.zeros(1, 1), torch.tensor([1])).item() == pytest.approx(diffusion.beta_tilde[2].item())
+    x_t = diffusion.q_sample(x_0, t, eps)
+    (mean, tilde), variance = diffusion.posterior(x_0, x_t, t), diffusion.learned_variance(v, t)
+    mean_theta, _ = diffusion.posterior(diffusion.x_0_from_eps(x_t, eps_theta, t), x_t, t)
+    exact = kl_divergence(Normal(mean, tilde.sqrt()), Normal(mean_theta, variance.sqrt())).sum(1)
+    torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion, variance), exact, rtol=1e-3, atol=1e-3)
+
+
 # -- the table of section 2.4 ---------------------------------------------------------------------------------
 
 

@@ -78,6 +78,21 @@ def test_every_parameterisation_and_loss_of_the_ddpm_trains_and_samples(predict,
         assert torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("predict", ["eps", "mean"])
+def test_the_bound_with_a_learned_variance_trains_and_is_evaluated_and_sampled_with_it(predict, tmp_path, run):
+    status, _, err = run("experiments/ablation.py", *TINY, "--T", "6", "--steps", "120", "--every", "60", "--lr", "0.0003", "--predict", predict,
+                         "--loss", "bound", "--out", tmp_path)
+    first, last = (float(row["loss"]) for row in log_of(tmp_path))
+    assert status == 0 and last < first, err
+    status, out, _ = run("experiments/bound.py", tmp_path / "model.pt", "--batch", "4")
+    assert status == 0 and out.splitlines()[1].split()[-1] == "learned" and float(out.splitlines()[-2].split()[-1]) > 0
+    model = load(tmp_path / "model.pt")
+    own, beta = (model.generate(4, **flags) for flags in ({}, {"variance": "beta"}))
+    assert (own != beta).any()
+    model.network.register_forward_hook(lambda network, inputs, output: torch.cat([output[:, :1], torch.ones_like(output[:, 1:])], dim=1))
+    torch.testing.assert_close(model.generate(4).float(), beta.float(), rtol=0, atol=1)  # v = 1 is beta_t
+
+
 @pytest.mark.parametrize("predict", PREDICTIONS)
 def test_a_perfect_network_samples_its_image_whatever_it_predicts(predict):
     small = {"width": 8, "mult": (1,), "blocks": 1, "fold": 4}
@@ -85,7 +100,7 @@ def test_a_perfect_network_samples_its_image_whatever_it_predicts(predict):
     x_0, process = torch.rand(2, 1, 28, 28) - 0.5, model.diffusion
     perfect = {"eps": lambda x_t, t: process.eps_from_x_0(x_t, x_0, t), "x_0": lambda x_t, t: x_0,
                "mean": lambda x_t, t: process.posterior(x_0, x_t, t)[0]}
-    model.network = perfect[predict]
+    model.network = perfect[predict]  # one output for each channel: no learned variance
     for flags in ({"steps": 3}, {"steps": 3, "variance": "beta"}, {"sampler": "ddim", "steps": 3}):
         sampler, _ = model.sampler(**flags)
         torch.testing.assert_close(sampler(torch.randn_like(x_0)), x_0, rtol=0, atol=1e-5)
