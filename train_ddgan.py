@@ -62,11 +62,11 @@ def recipe(objective, T):
 
 
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=OBJECTIVES["js"],
-               generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, energy=0.0, amp=False):
+               generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, reg=0.0, energy=0.0, amp=False):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns losses and gaps for the log.
 
-    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError. r1, gp, drift: weights of the
-    penalties, energy: of the energy score; amp: compute the networks in bfloat16.
+    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError. r1, gp, drift, reg: weights
+    of D's penalties, energy: of the energy score; amp: compute the networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -86,6 +86,10 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
         penalty += r1 / 2 * r1_penalty(D, x_prev, x_t, t)
     if gp:
         penalty += gp * gradient_penalty(D, x_prev, x_prev_fake, x_t, t)
+    if reg:  # (14) of Xu et al. 2023: D also denoises, the real x_{t-1} only
+        with bf16:
+            x_0_of_D = D.predict_x_0(x_prev, x_t, t)
+        penalty += reg * F.mse_loss(x_0_of_D.float(), x_0)
     optimizer_D.zero_grad()
     (loss_D + penalty).backward()
     optimizer_D.step()
@@ -122,6 +126,7 @@ def main(argv=None):
     flag("--r1", type=weight, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--gp", type=weight, help="weight of the gradient penalty of v2 (31)")
     flag("--drift", type=weight, help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
+    flag("--reg", type=weight, default=0.0, help="weight of SIDDM's regulariser (14) of D, to predict x_0 from a real x_{t-1}")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
     flag("--energy", type=weight, default=0.0, help="weight of the energy score in G's loss, which makes G use z; ours, not the paper's")
     args = parse(parser, argv, cpu={"steps": 8500, "batch": 32}, depends=lambda args: recipe(args.objective, args.T))
@@ -129,7 +134,7 @@ def main(argv=None):
         raise cli.BadInput(f"--batch {args.batch}: D compares images four by four, so give a multiple of 4")
     run = Run("DDGAN", args, z_dim=args.z_dim)
     G = run.model.network
-    D = Discriminator(**run.sizes, size=run.model.shape[1:]).to(args.device)
+    D = Discriminator(**run.sizes, size=run.model.shape[1:], reg=args.reg > 0).to(args.device)
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
@@ -142,7 +147,7 @@ def main(argv=None):
     for _ in run.steps(**parts):
         r1 = args.r1 * R1_EVERY if run.step % R1_EVERY == 0 else 0.0
         run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective, generator_loss,
-                             r1=r1, gp=args.gp, drift=args.drift, energy=args.energy, amp=run.amp))
+                             r1=r1, gp=args.gp, drift=args.drift, reg=args.reg, energy=args.energy, amp=run.amp))
         scheduler.step()
         run.ema.update_parameters(G)
 

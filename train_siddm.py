@@ -21,11 +21,11 @@ from run import Run, parse, training_parser
 from unet import Critic
 
 
-def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, reg=1.0, amp=False):
+def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, reg=1.0, gan=1.0, amp=False):
     """One step of D with C_psi and one of G on clean data x_0 (B, ...), Xu et al. 2023, (13), (14); returns values for the log.
 
-    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, ...). afd, reg: weights of the
-    AFD term and of the regulariser; amp: compute the networks in bfloat16.
+    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, ...). afd, reg, gan: weights of
+    the AFD term, of the regulariser and of the adversarial losses; amp: compute the networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -43,7 +43,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     loss_C = forward_nll(x_t, C.chunk(2)[1], t, diffusion)
     regulariser = F.mse_loss(x_0_psi.chunk(2)[0].float(), x_0)
     optimizer_D.zero_grad()
-    (loss_D + loss_C + reg * regulariser).backward()
+    (gan * loss_D + loss_C + reg * regulariser).backward()
     optimizer_D.step()
 
     # G: the marginals by (9), the conditionals by cross-entropy - entropy, C_psi's likelihood standing for the latter
@@ -53,7 +53,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     loss_G = gan_loss_G(V_fake_new)  # (9)
     afd_term = forward_nll(x_t, x_prev_fake, t, diffusion) - forward_nll(x_t, C_new, t, diffusion)
     optimizer_G.zero_grad()
-    (loss_G + afd * afd_term).backward()
+    (gan * loss_G + afd * afd_term).backward()
     optimizer_G.step()
     D.requires_grad_(True)
 
@@ -68,6 +68,7 @@ def main(argv=None):
     flag("--lr-g", type=cli.number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
     flag("--lr-d", type=cli.number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
     flag("--afd", type=cli.number(float, 0), default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
+    flag("--gan", type=cli.number(float, 0), default=1.0, help="weight of the adversarial losses (8), (9); 0 leaves the AFD term alone")
     flag("--reg", type=cli.number(float, 0), default=1.0, help="weight of D's regulariser (14), to predict x_0 from a real x_{t-1}")
     flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; published: cosine")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
@@ -82,7 +83,7 @@ def main(argv=None):
     parts |= {"scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
 
     for _ in run.steps(**parts):
-        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, afd=args.afd, reg=args.reg, amp=run.amp))
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, afd=args.afd, reg=args.reg, gan=args.gan, amp=run.amp))
         scheduler_G.step()
         scheduler_D.step()
         run.ema.update_parameters(G)

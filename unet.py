@@ -187,24 +187,33 @@ class Discriminator(nn.Module):
     """V(x_{t-1}, x_t, t): two (B, channels, H, W) and t int64 (B,) -> logits (B,), large for real, sec. 3.2.
 
     The U-Net's downward half and a linear output layer; the arguments are the U-Net's, and size = (H, W). It is also
-    told how much images differ from their neighbours in the batch, of which B must be a multiple of 4.
+    told how much images differ from their neighbours in the batch, of which B must be a multiple of 4. With reg it can
+    also predict x_0 (B, channels, H, W), for the regulariser (14) of Xu et al. 2023.
     """
 
-    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=(28, 28)):
+    def __init__(self, channels=1, width=64, mult=(1, 2, 4), blocks=2, fold=1, size=(28, 28), reg=False):
         super().__init__()
-        self.width, self.fold = width, fold
-        c, stride = mult[-1] * width, fold * 2 ** (len(mult) - 1)
+        self.width, self.fold, self.stride = width, fold, fold * 2 ** (len(mult) - 1)
+        c, stride = mult[-1] * width, self.stride
         self.embed_t = mlp(width, 4 * width, layers=2)
         self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
         self.norm_out = norm(c)
         self.out = nn.Linear((c + 1) * (size[0] // stride) * (size[1] // stride), 1)
+        self.to_x_0 = nn.Conv2d(c, channels * stride**2, 1) if reg else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x_prev, x_t, t):
+    def features(self, x_prev, x_t, t):
         emb = F.silu(self.embed_t(embed_time(t, self.width)))
         h = torch.cat([x_prev, x_t], dim=1)  # 2 x (B, C, H, W) -> (B, 2C, H, W)
         h = F.pixel_unshuffle(h, self.fold)  # -> (B, 2C fold^2, H/fold, W/fold)
-        h = F.silu(self.norm_out(self.down(h, emb)[-1]))
+        return F.silu(self.norm_out(self.down(h, emb)[-1]))  # -> (B, C', H/stride, W/stride)
+
+    def predict_x_0(self, x_prev, x_t, t):
+        """x_0 from the pair, (B, channels, H, W), with reg."""
+        return F.pixel_shuffle(self.to_x_0(self.features(x_prev, x_t, t)), self.stride)  # (B, C stride^2, H/stride, W/stride) -> (B, C, H, W)
+
+    def forward(self, x_prev, x_t, t):
+        h = self.features(x_prev, x_t, t)
         h = torch.cat([h, minibatch_stddev(h)], dim=1)  # (B, C, H, W) -> (B, C+1, H, W)
         return self.out(h.flatten(1)).squeeze(1)  # (B, C, H, W) -> (B, C*H*W) -> (B,)
 

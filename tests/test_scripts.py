@@ -20,9 +20,11 @@ import run as run_module
 import train_ddgan
 import train_ddpm
 from cli import BadInput
+from diffusion import Diffusion
 from model import PREDICTIONS, Model, load
 from run import MovingAverage
 from sample import denoise
+from unet import Discriminator, preset
 
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "8", "--device", "cpu"]
 SCRIPT = {"DDPM": "train_ddpm.py", "DDGAN": "train_ddgan.py", "SIDDM": "train_siddm.py"}
@@ -317,6 +319,17 @@ def test_every_objective_trains_with_its_recipe_and_its_flags_can_be_given(tmp_p
         args = torch.load(tmp_path / name / "model.pt", weights_only=True)["args"]
         recipe = train_ddgan.RECIPES[name] | {"lr_d": 0.003, "objective": name}
         assert {flag: args[flag] for flag in recipe} == recipe
+
+
+def test_the_regulariser_makes_ddgans_discriminator_denoise_the_real_images(tmp_path, run):
+    assert run("train_ddgan.py", *TINY, "--reg", "50", "--lr-d", "0.003", "--steps", "60", "--every", "60", "--out", tmp_path)[0] == 0
+    D = Discriminator(**preset("cpu", 8), reg=True)
+    D.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["training"]["parts"]["D"])
+    x_0, diffusion = data.normalize(data.load("fashion-mnist", "test", HOME / "data")[:64]), Diffusion(4)
+    t = torch.ones(64, dtype=torch.int64)
+    x_prev, x_t = diffusion.q_pair(x_0, t)
+    error = (D.predict_x_0(x_prev, x_t, t) - x_0).square().mean()
+    assert error < 0.6 * x_0.var()  # at t = 1 x_{t-1} is x_0 itself; untrained it is above 1
 
 
 @pytest.mark.parametrize(("objective", "T", "r1"), [("js", 2, 0.1), ("reverse-kl", 2, 0.5), ("hellinger", 3, 0.5), ("hellinger", 4, 0.1),

@@ -79,11 +79,11 @@ class Critic(Spy):
         return (V.squeeze(1), *rest) if rest else V.squeeze(1)
 
 
-def one_step(afd=1.0, reg=1.0, seed=0):
+def one_step(afd=1.0, reg=1.0, gan=1.0, seed=0):
     torch.manual_seed(seed)
     G, D = Spy(2 + 3 + 1, [2]), Critic(2 + 1, [1, 2, 2])
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (G, D)]
-    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), z_dim=3, afd=afd, reg=reg)
+    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), z_dim=3, afd=afd, reg=reg, gan=gan)
     return G, D
 
 
@@ -98,6 +98,12 @@ def test_the_critic_does_not_see_x_t_in_siddm_and_does_in_ddgan():
     train_ddgan.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4), z_dim=3)
     (x_t, _, _), _ = G.calls[0]
     assert all(torch.equal(x, x_t) for inputs, _ in D.calls for x in inputs[1].split(8))
+
+
+def test_without_the_adversarial_losses_neither_network_learns_from_V():
+    _, D = one_step(gan=0.0)
+    assert all(outputs[0].grad is None or outputs[0].grad.eq(0).all() for _, outputs in D.calls)
+    assert D.calls[0][1][1].grad.ne(0).any()  # C_psi goes on
 
 
 def test_the_regulariser_never_sees_generated_data_and_c_never_real():
