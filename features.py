@@ -123,7 +123,7 @@ def load_features(name, inception_weights=None, device="cpu", dims=None):
         if not key.startswith(SHA256[name]):
             if name == "inception" and not inception_weights:
                 raise ValueError(f"SHA-256 {key[:8]}...: delete it")
-            name = f"{name}-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs, or the README's
+            name = f"{name}-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs, or RESULTS.md's
     except Exception as error:  # every way a network can fail; and unpickling a damaged file can raise nearly anything
         reason = one_line(error)[:150]  # load_state_dict lists every weight, unpickling lectures on safety
         raise BadInput(f"no weights of the {name} features in {path} ({reason}): {advice}") from error

@@ -145,16 +145,21 @@ def save_gif(names, chains, path, frames=50):
     """Write chains side by side as a GIF of seven seconds: x_t above, the predicted x_0 below, all chains in the same time."""
     from PIL import Image
 
-    pictures = []
+    figure, axes = subplots(2, len(chains), figsize=(3 * len(chains), 6.3), squeeze=False, layout="constrained")
+    grids, pictures = [], []
+    for steps, column in zip(chains, axes.T):
+        columns = math.ceil(math.sqrt(len(steps[0][1])))
+        grids.append([[t, image_grid(x_t, columns), image_grid(x_0, columns)] for t, x_t, x_0 in steps])
+        for axis, title, grid in zip(column, ("", "predicted x_0"), grids[-1][0][1:]):
+            axis.imshow(grid, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            axis.axis("off")
     for frame in range(frames + 1):
-        figure, axes = subplots(2, len(chains), figsize=(3 * len(chains), 6.3), squeeze=False, layout="constrained")
-        for (upper, lower), name, steps in zip(axes.T, names, chains):
-            t, x_t, x_0 = steps[frame * (len(steps) - 1) // frames]
-            columns = math.ceil(math.sqrt(len(x_t)))
-            for axis, images, title in ((upper, x_t, f"{name}\nx_t, t = {t}"), (lower, x_0, "predicted x_0")):
-                axis.imshow(image_grid(images, columns), interpolation="nearest")
-                axis.set_title(title, fontsize=8)
-                axis.axis("off")
+        for name, steps, column in zip(names, grids, axes.T):
+            t, *shown = steps[frame * (len(steps) - 1) // frames]
+            column[0].set_title(f"{name}\nx_t, t = {t}", fontsize=8)
+            for axis, grid in zip(column, shown):
+                axis.images[0].set_data(grid)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=80)  # all of one size, so not save_figure's
         pictures.append(Image.open(png).convert("P", palette=Image.Palette.ADAPTIVE))

@@ -2,8 +2,7 @@
 
     python toy.py                                # DDGAN, T = 4
     python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
-    python toy.py --method siddm --T 2
-    python toy.py --table                        # Xu et al. 2023, Table 1: 39 runs
+    python toy.py --table                        # Xu et al. 2023, Table 1: 91 runs
 
 The networks are small MLPs; the steps of training and of sampling are those of the image scripts. Prints the modes
 covered, the share of high-quality samples and two distances to held-out data, and draws toy.png: the data, the samples,
@@ -33,9 +32,9 @@ from fid import frechet_distance, moments
 from losses import GENERATOR_LOSSES, OBJECTIVES
 from run import MovingAverage
 
-MODES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2), in units of the grid
-STD = 0.05  # of a mode, in the same units
-SCALE = math.sqrt(0.5)  # to the networks' units, in which the data have variance 1
+GRID, STD = 5.0, 1 / 3  # the distance of neighbouring modes, and a mode's deviation, as in the code of Xu et al. 2023
+MODES = GRID * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)
+SCALE = math.sqrt(0.5) / GRID  # to the networks' units, in which the data have variance 1
 SAMPLES = 10_000  # that are scored
 
 
@@ -112,20 +111,20 @@ class Critic(MLP):
 
 # -- training and sampling ------------------------------------------------------------------------------------
 
-LR, BETAS = 2e-3, (0.5, 0.99)  # ours, as are the schedule and the next: README, "25 Gaussians"
+LR, BETAS = 2e-3, (0.5, 0.99)  # ours, as are the schedule and the next: RESULTS.md, "25 Gaussians"
 LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D at half of lr_G
 
 
 def train(method, T, args, seed, afd):
-    """Train one model; returns its network, averaged, and its Diffusion. args: the flags objective, r1, energy, reg, z_dim, steps, batch."""
+    """Train one model; returns its network, averaged, and its Diffusion. args: the flags of main."""
     torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
     network = EpsTheta(T) if method == "ddpm" else Generator(T, args.z_dim)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR, betas=BETAS, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr_g, betas=BETAS, fused=True)
     schedulers = [CosineAnnealingLR(optimizer, args.steps)]
     if method != "ddpm":
         D = Critic(T) if method == "siddm" else Discriminator(T)
-        optimizer_D = torch.optim.Adam(D.parameters(), lr=LR_D[method], betas=BETAS, fused=True)
+        optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or LR_D[method], betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
     recipe = train_ddgan.recipe(args.objective, 4)
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[recipe["generator"]]
@@ -167,7 +166,7 @@ def score(x, held_out):
     """Points (n, 2) against as many held-out ones: a dict of modes covered, share of high quality, and two distances.
 
     A sample is of high quality within 4 STD of a mode; a mode is covered if it has a fifth of its fair share of those.
-    frechet and sliced (W_1, the mean over 32 directions) are in squared grid units and in grid units.
+    frechet and sliced (W_1, the mean over 32 directions) are in the units of GRID, squared and not.
     """
     x, held_out = x / SCALE, held_out / SCALE
     distance, nearest = torch.cdist(x, MODES).min(dim=1)
@@ -209,7 +208,7 @@ def draw_figure(network, diffusion, path, z_dim, title, out):
     axes[2].set_title("40 ways from x_T to x_0")
 
     t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # at T = 4 it is 1, the only step whose x_0 D sees un-noised
-    x_t = diffusion.q_sample(SCALE * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
+    x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
     axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
     if isinstance(network, EpsTheta):
@@ -237,9 +236,11 @@ TABLE = {  # method, lambda_AFD, the published values: {T: distance}
 }
 
 
-def table(args, seeds=3):
+def table(args, seeds=7):
     """Print Table 1, measured beside published: the Frechet distance, modes and quality, mean and range of the seeds."""
     print(f"{'':20}{'T':>3}{'published':>11}{'Frechet distance':>28}{'modes':>12}{'quality':>16}")
+    floor = [score(draw(SAMPLES), draw(SAMPLES))["frechet"] for _ in range(seeds)]
+    print(f"{'held-out data':34}{statistics.fmean(floor):12.3f} ({min(floor):.3f}-{max(floor):.3f})")
     for name, (method, afd, published) in TABLE.items():
         for T, value in published.items():
             results = []
@@ -248,7 +249,7 @@ def table(args, seeds=3):
                 results.append(score(sample(network, diffusion, SAMPLES, args.z_dim)[-1], draw(SAMPLES)))
             columns = {key: [result[key] for result in results] for key in results[0]}
             frechet, quality = columns["frechet"], columns["quality"]
-            print(f"{name:20}{T:3}{value:11.2f}{statistics.fmean(frechet):12.4f} ({min(frechet):.4f}-{max(frechet):.4f})"
+            print(f"{name:20}{T:3}{value:11.2f}{statistics.fmean(frechet):12.3f} ({min(frechet):.3f}-{max(frechet):.3f})"
                   f"{min(columns['modes']):8}-{max(columns['modes']):2}{100 * statistics.fmean(quality):7.1f} % "
                   f"({100 * min(quality):.0f}-{100 * max(quality):.0f})", flush=True)
 
@@ -259,8 +260,9 @@ def main(argv=None):
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005, but 0 for wasserstein, "
-         "which has a penalty of its own)")
+    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005; for wasserstein 0)")
+    flag("--lr-g", type=number(float, above=0), default=LR, help="Adam's learning rate, of G or of eps_theta, falling to 0 as a cosine")
+    flag("--lr-d", type=number(float, above=0), help="the same for D (default: 0.004, but 0.001 for siddm)")
     flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for the same")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
@@ -290,8 +292,7 @@ def main(argv=None):
     draw_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
     print(f"{args.method}, T = {T}: {result['modes']} of 25 modes, {100 * result['quality']:.1f} % high-quality samples, Frechet "
           f"distance {result['frechet']:.4f}, sliced Wasserstein {result['sliced']:.4f} ({SAMPLES} samples, seed {args.seed}, "
-          f"{args.steps} steps of {args.batch} in {seconds:.0f} s)")
-    print(f"wrote {args.out}")
+          f"{args.steps} steps of {args.batch} in {seconds:.0f} s)\nwrote {args.out}")
 
 
 if __name__ == "__main__":

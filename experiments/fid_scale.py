@@ -1,4 +1,4 @@
-"""What values of the fashion FID mean: real and spoilt images against the training set; makes the README's table.
+"""What values of the fashion FID mean: real and spoilt images against the training set; makes RESULTS.md's table.
 
     python experiments/fid_scale.py           # two minutes on one core
 """
