@@ -76,7 +76,7 @@ def main(argv=None):
     edits, sketches = reduced(test[:args.samples]), torch.cat([drawn(), reduced(test[[0, 11, 18]])])
     features = load_features("fashion", device=args.device)
     mu, sigma, _ = reference_statistics(features, load("fashion-mnist", "train", args.root), Path(args.root, "fid"))
-    figure, axes = subplots(len(models), 3, figsize=(13, 5 * len(models)), squeeze=False, layout="constrained")
+    figure, axes = subplots(len(models), 3, figsize=(13, 3.4 * len(models)), squeeze=False, layout="constrained")
     print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}\n{'':30}     t   NFE  distance     FID  s/image")
     for row, path, model, flags in zip(axes, args.models, models, sampler_flags(args, models)):
         for axis, quarter in zip(row, (1, 2, 3)):
