@@ -1,4 +1,4 @@
-"""The networks whose features the FID compares: InceptionV3, eq. (28), and a small classifier of Fashion-MNIST.
+"""The networks whose features the FID compares, InceptionV3 and a small classifier of Fashion-MNIST, and the features' statistics.
 
     python features.py        # trains the classifier anew: weights/fashion_classifier.pt, 11 minutes on one core
 
@@ -9,9 +9,13 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
 import hashlib
+import os
+import sys
 from collections import namedtuple
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,6 +31,8 @@ KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", 
 
 # The features of d dimensions are what so many layers of the network leave, averaged over space; the rest of it classifies
 DIMS = {"inception": {64: 5, 192: 8, 768: 16, 2048: 21}, "fashion": {32: 4, 64: 8, 128: 17}}
+
+NEIGHBOURS = 10_000  # ours: images of each kind whose distances precision and recall take
 
 # label: how results name them; network: x (B, C, H, W) in [-1, 1] -> logits, its first `layers` layers -> features; key: SHA-256 of
 # its weights
@@ -147,6 +153,66 @@ def extract(features, images, batch=100):
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
         h = features.network[:features.layers](normalize(chunk.to(device)))
         yield h.flatten(2).mean(2) if h.dim() == 4 else h, features.network[features.layers:](h)
+
+
+# -- their statistics: mu and Sigma of eq. (28) ------------------------------------------------------------------
+
+
+def moments(batches):
+    """Mean (d,) and covariance (d, d; divisor n - 1) of a stream of batches (B, d), in float64; n >= 2 in all.
+
+    Only sums are kept, not the features; about the first batch's mean, so that a large common offset costs no digits.
+    """
+    n = origin = total = outer = 0
+    for batch in batches:
+        batch = batch.to("cpu", torch.float64)
+        if n == 0:
+            origin = batch.mean(0)
+        batch = batch - origin
+        n += len(batch)
+        total = total + batch.sum(0)
+        outer = outer + batch.T @ batch  # (d, B) x (B, d) -> (d, d)
+    return origin + total / n, (outer - torch.outer(total, total) / n) / (n - 1)
+
+
+def statistics_of(features, images):
+    """moments() of the features of images, uint8 (N, C, H, W)."""
+    return moments(found for found, _ in extract(features, images))
+
+
+def reference_statistics(features, images, folder):
+    """moments() of the reference images' features, and those of NEIGHBOURS of them at random, (n, d).
+
+    They are kept in folder if it can be written to; a file damaged or made from anything else is rebuilt.
+    """
+    pixels = hashlib.sha256(images.numpy()).hexdigest()
+    key = f"to [-1, 1], n - 1, {NEIGHBOURS}; {features.label} {features.key}; {tuple(images.shape)} {pixels}"
+    path = Path(folder, f"{features.label}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
+    if os.path.exists(path):
+        try:
+            with np.load(path, allow_pickle=False) as cache:
+                found = str(cache["key"])
+                mu, sigma, neighbours = (torch.from_numpy(cache[part]) for part in ("mu", "sigma", "neighbours"))
+            fits = found == key and mu.dtype == sigma.dtype == torch.float64 and sigma.shape == (*mu.shape, len(mu))
+            fits = fits and neighbours.dtype == torch.float32 and neighbours.shape == (min(NEIGHBOURS, len(images)), len(mu))
+            if fits and all(part.isfinite().all() for part in (mu, sigma, neighbours)):
+                return mu, sigma, neighbours
+            raise ValueError("another key, shape or dtype, or not finite")
+        except Exception as error:  # noqa: BLE001 - reading a damaged zip can raise nearly anything
+            print(f"rebuilding {path}, no statistics of these images ({one_line(error)})", file=sys.stderr)
+    shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # a file may be sorted
+    batches = (found for found, _ in extract(features, shuffled, batch=100))
+    neighbours = torch.cat([*islice(batches, NEIGHBOURS // 100)]).float().cpu()
+    mu, sigma = moments(chain([neighbours], batches))
+    try:
+        with write_atomically(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=key, mu=mu.numpy(), sigma=sigma.numpy(), neighbours=neighbours.numpy())
+    except BadInput as error:
+        print(f"the reference's statistics are not kept for the next time: {error}", file=sys.stderr)
+    return mu, sigma, neighbours
+
+
+# -- the classifier's training ----------------------------------------------------------------------------------
 
 
 def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):

@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 
 
+def at(table, t, like):
+    """diffusion.at: table[t] for t of shape (B,), as (B, 1, ..., 1). Here too, so that this file can be carried away with torch alone."""
+    return table[t].view(-1, *[1] * (like.dim() - 1))
+
+
 def critic_values(V):
     """V in float32. Raises ValueError unless it is one number an image, (B,): (B, 1) would be averaged wrongly, unnoticed."""
     if V.dim() != 1:
@@ -185,11 +190,9 @@ def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     p_theta has the posterior's variance, beta_t with variance="beta", or that of each pixel, a tensor (B, ...). Defined
     for t >= 2; at t = 1 the posterior's is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
     """
-    def of_t(table):
-        return table[t].view(-1, *[1] * (eps.dim() - 1))  # (T+1,) -> (B, 1, ..., 1)
-
-    beta, alpha, beta_tilde, noise = map(of_t, (diffusion.beta, diffusion.alpha, diffusion.beta_tilde, diffusion.one_minus_alpha_bar))
-    sigma_squared = of_t(getattr(diffusion, variance)) if isinstance(variance, str) else variance
+    tables = diffusion.beta, diffusion.alpha, diffusion.beta_tilde, diffusion.one_minus_alpha_bar
+    beta, alpha, beta_tilde, noise = (at(table, t, like=eps) for table in tables)
+    sigma_squared = at(getattr(diffusion, variance), t, like=eps) if isinstance(variance, str) else variance
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); its beta-bar_t lacks the factor beta_t
     weight = beta**2 / (2 * sigma_squared * alpha * noise)
     ratio = beta_tilde / sigma_squared
@@ -224,5 +227,5 @@ def forward_nll(x_t, x_prev, t, diffusion):
     its place, minus the largest log-likelihood that C_psi reaches. Their difference is the AFD term: with the best C_psi
     E ||E[x_t | x_{t-1}] - sqrt(alpha_t) x_{t-1}||^2 / (2 beta_t) <= KL(p_theta(x_t | x_{t-1}) || q(x_t | x_{t-1})).
     """
-    alpha, beta = (table[t].view(-1, *[1] * (x_t.dim() - 1)) for table in (diffusion.alpha, diffusion.beta))  # (B, 1, ..., 1)
+    alpha, beta = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta))  # (B, 1, ..., 1)
     return ((x_t - torch.sqrt(alpha) * x_prev.float()).square() / (2 * beta)).mean()

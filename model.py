@@ -95,14 +95,19 @@ class Model:
 
     def eps_and_v(self, x_t, t):
         """The same, and v of Diffusion.learned_variance where the network has learned it, else None."""
-        output, v = split_v(self.network(x_t, t).float(), x_t)
+        return self.read(self.network(x_t, t), x_t, t)
+
+    def read(self, output, x_t, t):
+        """eps and v, or None, from what a DDPM's network gave for x_t and t: see eps_and_v."""
+        output, v = split_v(output.float(), x_t)
         return eps_from(self.args.get("predict", "eps"), output, x_t, t, self.diffusion), v
 
     def sampler(self, sampler=None, steps=None, eta=None, variance=None, start=None):
         """The function x_t -> x_0 that the flags ask for, and its network evaluations per image.
 
         start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps from
-        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta" (default: the learned one, if there is, or beta_tilde).
+        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta" (default:
+        the learned one, if there is, or beta_tilde).
         Raises BadInput for what this method does not have.
         """
         start = self.T if start is None else start

@@ -24,7 +24,7 @@ import torch
 from cli import BadInput, number, one_line, write_atomically
 from data import image_grid, label, normalize, opaque, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from model import add_sampler_flags, eps_from, load, sampler_flags, split_v
+from model import add_sampler_flags, load, sampler_flags
 
 
 def denoise(model, x_0, s, draws, seed=0):
@@ -114,8 +114,7 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
     def note(network, inputs, output):
         x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
         if model.method == "DDPM":
-            eps = eps_from(model.args.get("predict", "eps"), split_v(output.float(), x_t)[0], x_t, t, model.diffusion)
-            output = model.diffusion.x_0_from_eps(x_t, eps, t)
+            output = model.diffusion.x_0_from_eps(x_t, model.read(output, x_t, t)[0], t)
         steps.append((t[0].item(), to_uint8(x_t).cpu(), to_uint8(output.float().clamp(-1, 1)).cpu()))
 
     with model.network.register_forward_hook(note):

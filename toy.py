@@ -28,7 +28,8 @@ import train_siddm
 from cli import BadInput, number
 from data import save_figure, subplots
 from diffusion import Diffusion
-from fid import frechet_distance, moments
+from features import moments
+from fid import frechet_distance
 from losses import GENERATOR_LOSSES, OBJECTIVES
 from run import MovingAverage
 

@@ -3,9 +3,9 @@
     python train_ddgan.py                                       # on a GPU; without one, an hour on one CPU core
     python train_ddgan.py --objective hellinger --out runs/hellinger
 
-Writes into runs/ddgan: model.pt, checkpoint.pt, log.csv, grids of samples, as train_ddpm.py does. Watch gap_1 .. gap_T, the mean of V(real) - V(fake)
-for each t: it should be clearly positive at t = 1 and fall with t. The losses say little, because at large t
-real and fake are both almost noise.
+Writes into runs/ddgan: model.pt, checkpoint.pt, log.csv, grids of samples, as train_ddpm.py does. Watch gap_1 .. gap_T,
+the mean of V(real) - V(fake) for each t: it should be clearly positive at t = 1 and fall with t. The losses say little,
+because at large t real and fake are both almost noise.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
@@ -65,8 +65,9 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
                generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, reg=0.0, energy=0.0, amp=False):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns losses and gaps for the log.
 
-    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError. r1, gp, drift, reg: weights
-    of D's penalties, energy: of the energy score; amp: compute the networks in bfloat16.
+    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError; unet.Discriminator needs
+    a B that is a multiple of 4. r1, gp, drift, reg: weights of D's penalties, energy: of the energy score; amp: compute the
+    networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)

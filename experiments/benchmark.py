@@ -33,7 +33,7 @@ import train_ddgan
 import train_ddpm
 from data import load, normalize, to_uint8
 from diffusion import Diffusion
-from features import extract, load_features
+from features import extract, load_features, statistics_of
 from model import computes_in_bf16
 from unet import PRESETS, Discriminator, Generator, UNet, preset
 
@@ -140,7 +140,7 @@ def fid_ours(folder, device):
     """The features (8, 2048) of the first images, and a function of nothing to the FID; so do the next two."""
     features = load_features("inception", folder / "weights.pth", device)
     halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
-    moments = [part for half in halves for part in fid.statistics_of(features, half)]
+    moments = [part for half in halves for part in statistics_of(features, half)]
     return next(extract(features, halves[0][:8]))[0], lambda: fid.frechet_distance(*moments)
 
 

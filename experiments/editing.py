@@ -1,6 +1,6 @@
 """Garments from sketches: stroke-based editing as in SDEdit and in Xiao et al. 2022, for each t that a chain can begin at.
 
-    python experiments/editing.py weights/ddgan.pt weights/ddpm.pt --steps 50 --out figures/editing.png
+    python experiments/editing.py weights/ddgan.pt weights/ddpm.pt --sampler ddim --steps 50 --out figures/editing.png
 
 A sketch is noised to t by eq. (2) and denoised from there by the model's own sampler: near t = 1 it stays what it is, near T it is
 forgotten. The figure has three drawn sketches and three test images reduced to 7 x 7 blocks of four grey levels, eight
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from data import image_grid, label, load, save_figure, subplots
-from features import load_features
-from fid import frechet_distance, reference_statistics, statistics_of
+from features import load_features, reference_statistics, statistics_of
+from fid import frechet_distance
 from model import add_sampler_flags, sampler_flags
 from model import load as load_model
 

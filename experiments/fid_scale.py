@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from data import load, normalize, to_uint8
-from features import load_features
-from fid import frechet_distance, reference_statistics, statistics_of
+from features import load_features, reference_statistics, statistics_of
+from fid import frechet_distance
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """fid.py: the distance is eq. (28), the features are those of published FIDs, and no damaged file is ever trusted."""
 import csv
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ import torch
 from conftest import HOME as HERE
 from conftest import needs_data
 from PIL import Image
-from torchvision.models import Inception3
 
 import cli
 import data
@@ -96,7 +96,7 @@ def test_distance_is_pytorch_fids_and_takes_a_fifth_of_its_time_at_most():
     theirs = pytest.importorskip("pytorch_fid.fid_score", reason="pytorch-fid is not installed")
     layer = torch.randn(28 * 28, 2048) / 28
     train, test = data.load("fashion-mnist", "train", HERE / "data")[:5000], data.load("fashion-mnist", "test", HERE / "data")[:5000]
-    moments = [part for images in (train, test) for part in fid.moments(
+    moments = [part for images in (train, test) for part in features.moments(
         torch.relu(data.normalize(chunk).flatten(1) @ layer) for chunk in images.split(500))]
     start = time.perf_counter()
     ours = fid.frechet_distance(*moments)
@@ -110,9 +110,9 @@ def test_distance_is_pytorch_fids_and_takes_a_fifth_of_its_time_at_most():
 @pytest.mark.parametrize("batch", [1, 7, 64, 1000])
 def test_streamed_moments_are_numpys_whatever_the_batch(batch):
     """float32 features, as networks make them, with an offset of 1e4 standard deviations that naive sums would feel."""
-    features = torch.randn(300, 20) + 1e4
-    mu, sigma = fid.moments(features.split(batch))
-    exact = features.double().numpy()
+    rows = torch.randn(300, 20) + 1e4
+    mu, sigma = features.moments(rows.split(batch))
+    exact = rows.double().numpy()
     np.testing.assert_allclose(mu, exact.mean(0), rtol=1e-14)
     np.testing.assert_allclose(sigma, np.cov(exact, rowvar=False), rtol=1e-10, atol=1e-12)
 
@@ -124,16 +124,8 @@ def test_streamed_moments_are_numpys_whatever_the_batch(batch):
 def random_inception(tmp_path_factory):
     """A weights file of the published one's layout, 95 MB, with random contents through which the images still show."""
     torch.manual_seed(1)
-    weights = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
-    for name, values in weights.items():
-        if name.endswith("conv.weight"):
-            torch.nn.init.kaiming_normal_(values)
-        if name.endswith(("bn.weight", "running_var")):
-            values.uniform_(0.5, 2)
-        if name.endswith(("bn.bias", "running_mean")):
-            values.normal_(0, 0.1)
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(weights, path)
+    runpy.run_path(str(HERE / "experiments/benchmark.py"))["random_inception"](path)
     yield path
     path.unlink()
 
@@ -211,8 +203,8 @@ def test_fashion_features_notice_what_an_eye_does():
     train, test = data.load("fashion-mnist", "train", HERE / "data")[:2000], data.load("fashion-mnist", "test", HERE / "data")[:2000]
     noisy = data.to_uint8(data.normalize(train) + 0.1 * torch.randn(train.shape))  # an eye sees 0.1 as a fine grain
     network = features.load_features("fashion")
-    reference = fid.statistics_of(network, train)
-    real, noisy, pure = (fid.frechet_distance(*reference, *fid.statistics_of(network, images))
+    reference = features.statistics_of(network, train)
+    real, noisy, pure = (fid.frechet_distance(*reference, *features.statistics_of(network, images))
                          for images in (test, noisy, noise(2000)))
     assert 3 * real < noisy < pure / 3
 
@@ -257,7 +249,7 @@ def test_precision_and_recall_where_they_are_known():
 def test_bootstrap_spread_is_the_standard_deviation_over_fresh_samples():
     mu, sigma = torch.zeros(10, dtype=torch.float64), torch.eye(10, dtype=torch.float64)
     fresh = [torch.randn(1000, 10) + 0.2 for _ in range(40)]
-    true = torch.tensor([fid.frechet_distance(mu, sigma, *fid.moments([made])) for made in fresh]).std().item()
+    true = torch.tensor([fid.frechet_distance(mu, sigma, *features.moments([made])) for made in fresh]).std().item()
     estimates = [fid.bootstrap_spread(mu, sigma, made) for made in fresh]
     assert sum(estimates) / len(estimates) == pytest.approx(true, rel=0.4)  # a deviation from 40 draws is known to 11 % itself
 
@@ -284,11 +276,11 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape", "few"])
 def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
     network, images = features.load_features("fashion"), noise(20)
-    mu, sigma, neighbours = fid.reference_statistics(network, images, tmp_path)
+    mu, sigma, neighbours = features.reference_statistics(network, images, tmp_path)
     path, = tmp_path.iterdir()
     good = path.read_bytes()
     damage(path, how)
-    again = fid.reference_statistics(network, images, tmp_path)
+    again = features.reference_statistics(network, images, tmp_path)
     assert torch.equal(again[0], mu)
     assert torch.equal(again[1], sigma)
     assert torch.equal(again[2], neighbours)
@@ -298,12 +290,12 @@ def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
 
 def test_cache_spares_the_network_and_knows_its_images_and_weights(tmp_path):
     network, images = features.load_features("fashion"), noise(20)
-    mu, *_ = fid.reference_statistics(network, images, tmp_path)
+    mu, *_ = features.reference_statistics(network, images, tmp_path)
     without_network = network._replace(network=None)  # raises if it is asked for features
-    assert torch.equal(fid.reference_statistics(without_network, images, tmp_path)[0], mu)
+    assert torch.equal(features.reference_statistics(without_network, images, tmp_path)[0], mu)
     for others in ((without_network._replace(key="retrained"), images), (without_network, noise(20))):
         with pytest.raises(AttributeError):
-            fid.reference_statistics(*others, tmp_path)
+            features.reference_statistics(*others, tmp_path)
 
 
 # The command line.
@@ -423,7 +415,7 @@ def test_real_command_scores_an_npy_and_says_with_what(folder):
     line, = done.stdout.splitlines()
     value = float(line.split("FID ")[1].split()[0])
     network = features.load_features("fashion")
-    made, real = (fid.statistics_of(network, data.load(str(folder / name))) for name in ("images.npy", "real.npy"))
+    made, real = (features.statistics_of(network, data.load(str(folder / name))) for name in ("images.npy", "real.npy"))
     assert value == pytest.approx(fid.frechet_distance(*real, *made), rel=1e-4, abs=1e-3)
     for said in ("features fashion", "reference real", "samples 40"):
         assert said in line
@@ -524,7 +516,7 @@ def test_bad_input_is_one_line_that_names_the_way_out(folder, monkeypatch, capsy
 
 def test_a_data_folder_that_cannot_be_written_only_costs_the_cache(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    mu, *_ = fid.reference_statistics(features.load_features("fashion"), noise(20), tmp_path / "file" / "fid")
+    mu, *_ = features.reference_statistics(features.load_features("fashion"), noise(20), tmp_path / "file" / "fid")
     assert mu.shape == (128,) and "not kept" in capsys.readouterr().err
 
 
