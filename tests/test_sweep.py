@@ -41,7 +41,7 @@ def test_a_sweep_goes_on_where_it_was(figures, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "RUNS", {
         "js-4": (["train_ddgan.py", "--T", "4", "--steps", "3", *TINY], [60]),
         "ddpm-10": (["train_ddpm.py", "--T", "10", "--steps", "3", *TINY], [50, 60]),
-        "js-2": (["train_ddgan.py", "--T", "2", "--steps", "3", "--width", "7"], [60]),  # fails: 7 is no multiple of 8
+        "js-2": (["train_ddgan.py", "--T", "2", "--steps", "3", "--width", "12"], [60]),  # fails: 12 is no multiple of 8
     })
     arguments = ["--folder", str(figures / "runs"), "--device", "cpu"]
     sweep.main(["js-4", *arguments])
@@ -53,7 +53,7 @@ def test_a_sweep_goes_on_where_it_was(figures, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         sweep.main(arguments)
     out = capsys.readouterr().out
-    assert end.value.code == 1 and "js-2: failed with status 2: see " in out and "--width 7" in (figures / "runs" / "js-2.log").read_text()
+    assert end.value.code == 1 and "js-2: failed with status 2: see " in out and "--width 12 is not a multiple of 8" in (figures / "runs" / "js-2.log").read_text()
     assert (figures / "runs" / "js-4" / "model.pt").stat().st_mtime_ns == trained
     with open(figures / "sweep.csv", newline="") as file:
         rows = [(row["name"], row["T"], row["steps"], row["samples"]) for row in csv.DictReader(file)]
