@@ -1,0 +1,119 @@
+"""README.md, PAPER.md and RESULTS.md: what they name exists, what they quote is the code, and their form."""
+
+import ast
+import re
+import shlex
+
+import pytest
+from conftest import HOME
+
+import losses
+import train_ddgan
+
+PAGES = {name: (HOME / name).read_text(encoding="utf-8") for name in ("README.md", "PAPER.md", "RESULTS.md")}
+each_page = pytest.mark.parametrize("name", PAGES)
+SCRIPTS = [path.relative_to(HOME).as_posix() for folder in (HOME, HOME / "experiments") for path in folder.glob("*.py")]
+
+
+def definitions(file):
+    """{name: its lines} of a file's classes, functions, methods (as Class.method) and tables."""
+    source, found = (HOME / file).read_text(encoding="utf-8"), {}
+
+    def note(name, node):
+        found[name] = [line.strip() for line in source.splitlines()[node.lineno - 1:node.end_lineno]]
+
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            note(node.name, node)
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef):
+                    note(f"{node.name}.{inner.name}", inner)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            note(node.targets[0].id, node)
+    return found
+
+
+def test_every_function_that_the_paper_page_names_exists_and_has_the_lines_that_it_quotes():
+    page = PAGES["PAPER.md"].replace("\n", " \n")
+    named, quotes, last = 0, 0, None
+    for match in re.finditer(r"`([\w/]+\.py):\s+([\w.]+)`|```python(.*?)```", page, re.DOTALL):
+        file, name, quote = match.groups()
+        if quote is None:
+            assert name in definitions(file), f"{file} has no {name}"
+            named, last = named + 1, definitions(file)[name]
+        else:
+            for line in filter(None, map(str.strip, quote.splitlines())):
+                assert line in last, f"{line!r} is not in {last[0]!r}"
+                quotes += 1
+    assert named >= 25 and quotes >= 40
+
+
+def test_every_equation_of_both_versions_has_its_place_on_the_paper_page():
+    printed = re.findall(r"^(?:\*\*\(28\)\*\*, )?\*\*(v2 )?\((\d+)\)\*\*", PAGES["PAPER.md"], re.MULTILINE)
+    numbers = [(bool(v2), int(number)) for v2, number in printed]
+    assert numbers == [(False, n) for n in range(1, 28)] + [(True, n) for n in range(28, 33)]
+    assert PAGES["PAPER.md"].count("**(28)**, **v2 (32)**") == 1  # FID
+
+
+@each_page
+def test_every_test_that_a_page_names_exists(name):
+    tests = "".join(path.read_text(encoding="utf-8") for path in (HOME / "tests").glob("test_*.py"))
+    for found in re.findall(r"`(test_\w+)`", PAGES[name]):
+        assert f"def {found}(" in tests, found
+
+
+def test_the_map_of_the_readme_names_what_is_there():
+    rows = re.findall(r"^\|[^|]*(?:\\\|[^|]*)*\| (`[\w/.]+\.py`[^|]*) \| (`[^|]*) \|", PAGES["README.md"], re.MULTILINE)
+    assert len(rows) >= 15
+    for files, names in rows:
+        known = {}
+        for file in re.findall(r"`([\w/]+\.py)`", files):
+            known |= definitions(file)
+        methods = {name.split(".")[-1] for name in known}
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in known or name in methods, f"{name} is in none of {files}"
+
+
+@each_page
+def test_every_command_on_a_page_is_a_script_with_flags_that_it_has(name):
+    page = re.sub(r"\n(?![\n ])", " ", PAGES[name])  # a command in a paragraph may be broken over two lines
+    commands = re.findall(r"(?:python|pip install[^&`]*&& \S*python) ((?:experiments/)?\w+\.py)((?: [^`&#\n]*)?)", page)
+    assert len(commands) > 5
+    for script, arguments in commands:
+        assert script in SCRIPTS, script
+        sources = [(HOME / script).read_text(encoding="utf-8")]
+        sources += [(HOME / other).read_text(encoding="utf-8") for other in ("model.py", "run.py") if f"from {other[:-3]} import" in sources[0]]
+        for word in shlex.split(arguments):
+            if word.startswith("--"):
+                flag = word.split("=")[0].replace("--no-", "--")
+                assert any(f'"{flag}"' in source for source in sources), f"{script} {flag}"
+
+
+@each_page
+def test_every_figure_and_link_leads_to_a_file(name):
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", PAGES[name])
+    for target in targets:
+        assert target.startswith("https://") or (HOME / target).is_file(), target
+
+
+@each_page
+def test_the_form_of_a_page(name):
+    page, code = PAGES[name], False
+    for line in page.splitlines():
+        code ^= line.startswith("```")
+        assert len(line) <= 120 or code or line.startswith(("    ", "|")), line
+    for word in ("paper 003", "↓", "by hand", "git checkout"):
+        assert word not in page
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    prose = "\n".join("" if line.startswith(("    ", "|", "**(", "**v2", "#")) else line for line in prose.splitlines())
+    for sentence in re.split(r"(?<=[.:])\s+(?=[A-Z*`(-])|\n\n", prose):
+        assert len(re.findall(r"(?<![\w.-])\d+\.\d+(?!\w|\.\w)", sentence)) <= 2, sentence
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].split()) <= 1800
+
+
+def test_the_tables_of_objectives_and_penalties_are_whole():
+    table = re.findall(r"^\| `([a-z][\w-]+)`[^|]*\|", PAGES["PAPER.md"], re.MULTILINE)
+    assert sorted(table) == sorted(losses.OBJECTIVES) and set(train_ddgan.RECIPES) == set(losses.OBJECTIVES)
