@@ -112,34 +112,34 @@ class Critic(MLP):
 
 # -- training and sampling ------------------------------------------------------------------------------------
 
-LR, BETAS = 2e-3, (0.5, 0.99)  # ours, as are the schedule and the next: RESULTS.md, "25 Gaussians"
+LR, BETAS, R1 = 2e-3, (0.5, 0.99), 0.005  # ours, as are the schedule and the next: RESULTS.md, "25 Gaussians"
 LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D at half of lr_G
 
 
-def train(method, T, args, seed, afd):
-    """Train one model; returns its network, averaged, and its Diffusion. args: the flags of main."""
+def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy=0.0, afd=1.0, reg=1.0, z_dim=8, steps=6000, batch=256):
+    """Train one model: "ddpm", "gan", "ddgan" or "siddm"; returns its network, averaged, and its Diffusion. The rest are main's flags."""
     torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
-    network = EpsTheta(T) if method == "ddpm" else Generator(T, args.z_dim)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr_g, betas=BETAS, fused=True)
-    schedulers = [CosineAnnealingLR(optimizer, args.steps)]
+    network = EpsTheta(T) if method == "ddpm" else Generator(T, z_dim)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr_g, betas=BETAS, fused=True)
+    schedulers = [CosineAnnealingLR(optimizer, steps)]
     if method != "ddpm":
         D = Critic(T) if method == "siddm" else Discriminator(T)
-        optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d or LR_D[method], betas=BETAS, fused=True)
-        schedulers.append(CosineAnnealingLR(optimizer_D, args.steps))
-    recipe = train_ddgan.recipe(args.objective, 4)
-    objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[recipe["generator"]]
+        optimizer_D = torch.optim.Adam(D.parameters(), lr=lr_d or LR_D[method], betas=BETAS, fused=True)
+        schedulers.append(CosineAnnealingLR(optimizer_D, steps))
+    recipe = train_ddgan.recipe(objective, 4)
+    r1 = (R1 if recipe["r1"] else 0.0) if r1 is None else r1
     ema = MovingAverage(network, decay=0.999)
-    for step in tqdm(range(args.steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):
-        x_0 = draw(args.batch)
+    for step in tqdm(range(steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):
+        x_0 = draw(batch)
         if method == "ddpm":
             train_ddpm.train_step(network, optimizer, x_0, diffusion)
         elif method == "siddm":
-            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, afd=afd, reg=args.reg)
+            train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, afd=afd, reg=reg)
         else:
-            r1 = args.r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
-            train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, args.z_dim, objective, generator_loss,
-                                   r1=r1, gp=recipe["gp"], drift=recipe["drift"], energy=args.energy)
+            train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, OBJECTIVES[objective],
+                                   GENERATOR_LOSSES[recipe["generator"]], r1=r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0,
+                                   gp=recipe["gp"], drift=recipe["drift"], energy=energy)
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -237,7 +237,7 @@ TABLE = {  # method, lambda_AFD, the published values: {T: distance}
 }
 
 
-def table(args, seeds=7):
+def table(first_seed, seeds=7, z_dim=8, **options):
     """Print Table 1, measured beside published: the Frechet distance, modes and quality, mean and range of the seeds."""
     print(f"{'':20}{'T':>3}{'published':>11}{'Frechet distance':>28}{'modes':>12}{'quality':>16}")
     floor = [score(draw(SAMPLES), draw(SAMPLES))["frechet"] for _ in range(seeds)]
@@ -245,9 +245,9 @@ def table(args, seeds=7):
     for name, (method, afd, published) in TABLE.items():
         for T, value in published.items():
             results = []
-            for seed in range(args.seed, args.seed + seeds):
-                network, diffusion = train(method, T, args, seed, afd)
-                results.append(score(sample(network, diffusion, SAMPLES, args.z_dim)[-1], draw(SAMPLES)))
+            for seed in range(first_seed, first_seed + seeds):
+                network, diffusion = train(method, T, seed, **options | {"afd": afd}, z_dim=z_dim)
+                results.append(score(sample(network, diffusion, SAMPLES, z_dim)[-1], draw(SAMPLES)))
             columns = {key: [result[key] for result in results] for key in results[0]}
             frechet, quality = columns["frechet"], columns["quality"]
             print(f"{name:20}{T:3}{value:11.2f}{statistics.fmean(frechet):12.3f} ({min(frechet):.3f}-{max(frechet):.3f})"
@@ -271,22 +271,21 @@ def main(argv=None):
     flag("--steps", type=number(int, 1), default=6000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=256, help="points in a step")
     flag("--seed", type=cli.SEED, default=0, help="of everything random; of the first run of --table")
-    flag("--table", action="store_true", help="print Table 1 of Xu et al. 2023 with three seeds instead")
+    flag("--table", action="store_true", help="print Table 1 of Xu et al. 2023, with seven seeds, instead")
     flag("--out", type=cli.path, default="toy.png", help="the picture")
     args = parser.parse_args(argv)
-    if args.r1 is None:
-        args.r1 = 0.005 if train_ddgan.recipe(args.objective, 4)["r1"] else 0.0
+    options = {name: value for name, value in vars(args).items() if name not in ("method", "T", "seed", "table", "out")}
     if args.table:
         for name in ("method", "T", "afd", "out"):
             if getattr(args, name) != parser.get_default(name):
                 raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --table: leave it out")
-        return table(args)
+        return table(args.seed, **options)
     if args.method == "gan" and args.T not in (None, 1):
         raise BadInput(f"--T {args.T} is not --method gan: leave it out, or choose --method ddgan")
     cli.check_writable(args.out)
     T = args.T or {"ddpm": 1000, "gan": 1}.get(args.method, 4)
     start = time.perf_counter()
-    network, diffusion = train(args.method, T, args, args.seed, args.afd)
+    network, diffusion = train(args.method, T, args.seed, **options)
     seconds = time.perf_counter() - start
     path = sample(network, diffusion, SAMPLES, args.z_dim)
     result = score(path[-1], draw(SAMPLES))
