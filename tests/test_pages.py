@@ -114,6 +114,15 @@ def test_the_readme_is_short():
     assert len(PAGES["README.md"].split()) <= 1800
 
 
+def test_every_paper_that_the_code_cites_is_in_the_readmes_list():
+    papers = PAGES["README.md"].split("## The papers")[1]
+    code = "".join((HOME / script).read_text(encoding="utf-8") for script in SCRIPTS)
+    cited = set(re.findall(r"\b([A-Z][a-z]+)(?:(?:, [A-Z][a-z]+)* and [A-Z][a-z]+|(?:, [A-Z][a-z]+)+| et al\.) ((?:19|20)\d\d)", code))
+    assert len(cited) >= 12
+    for author, year in cited:
+        assert re.search(rf"\. {author}\b[^*]* {year}, \*", papers), f"{author} {year}"
+
+
 def test_the_tables_of_objectives_and_penalties_are_whole():
     table = re.findall(r"^\| `([a-z][\w-]+)`[^|]*\|", PAGES["PAPER.md"], re.MULTILINE)
     assert sorted(table) == sorted(losses.OBJECTIVES) and set(train_ddgan.RECIPES) == set(losses.OBJECTIVES)
