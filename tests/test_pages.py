@@ -115,7 +115,7 @@ def test_the_readme_is_short():
 
 
 def test_every_paper_that_the_code_cites_is_in_the_readmes_list():
-    papers = PAGES["README.md"].split("## The papers")[1]
+    papers = " ".join(PAGES["README.md"].split("## The papers")[1].split())
     code = "".join((HOME / script).read_text(encoding="utf-8") for script in SCRIPTS)
     cited = set(re.findall(r"\b([A-Z][a-z]+)(?:(?:, [A-Z][a-z]+)* and [A-Z][a-z]+|(?:, [A-Z][a-z]+)+| et al\.) ((?:19|20)\d\d)", code))
     assert len(cited) >= 12
