@@ -24,6 +24,12 @@ def critic_values(V):
     return V.float()
 
 
+def gaps(V_real, V_fake, t, T):
+    """V(real) - V(fake) by t, for the log: its sum and its count for each t = 0..T, two (T+1,). Near 0 the critic is at chance."""
+    one_hot = F.one_hot(t, T + 1).float()  # (B,) -> (B, T+1)
+    return (V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0)
+
+
 # -- DDGAN: section 2.3 -----------------------------------------------------------------------------------------
 
 

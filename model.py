@@ -150,6 +150,8 @@ class Model:
         """
         sample, _ = self.sampler(**sampler_arguments)
         start = sampler_arguments.get("start") or self.T
+        if edit is None and start < self.T:
+            raise BadInput(f"--from {start} needs an --edit FILE to begin from: x_{start} is no pure noise")
         devices = [self.device] if self.device.type == "cuda" else []
         images = []
         bar = tqdm(total=n, unit="img", disable=not progress)

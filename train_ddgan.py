@@ -20,6 +20,7 @@ from losses import (
     OBJECTIVES,
     discriminator_loss,
     energy_score,
+    gaps,
     gradient_penalty,
     non_saturating_loss,
     r1_penalty,
@@ -110,9 +111,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     optimizer_G.step()
     D.requires_grad_(True)
 
-    one_hot = F.one_hot(t, diffusion.T + 1).float()  # (B,) -> (B, T+1)
     scored = {"energy": score} if energy else {}
-    return {"loss_D": loss_D, "loss_G": loss_G, **scored, "gap": ((V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0))}
+    return {"loss_D": loss_D, "loss_G": loss_G, **scored, "gap": gaps(V_real, V_fake, t, diffusion.T)}
 
 
 def main(argv=None):

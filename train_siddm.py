@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from diffusion import SCHEDULES
-from losses import forward_nll, gan_loss_D, gan_loss_G
+from losses import forward_nll, gan_loss_D, gan_loss_G, gaps
 from run import Run, parse, training_parser
 from unet import Critic
 
@@ -57,9 +57,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     optimizer_G.step()
     D.requires_grad_(True)
 
-    one_hot = F.one_hot(t, diffusion.T + 1).float()  # (B,) -> (B, T+1)
-    gap = ((V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0))
-    return {"loss_D": loss_D, "loss_G": loss_G, "loss_C": loss_C, "afd": afd_term, "regulariser": regulariser, "gap": gap}
+    return {"loss_D": loss_D, "loss_G": loss_G, "loss_C": loss_C, "afd": afd_term, "regulariser": regulariser,
+            "gap": gaps(V_real, V_fake, t, diffusion.T)}
 
 
 def main(argv=None):

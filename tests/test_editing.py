@@ -51,6 +51,12 @@ def test_an_edit_begins_with_the_picture_noised_to_t_by_2(method, flags):
     assert noise.var().item() == pytest.approx(1 - alpha_bar, rel=0.02)
 
 
+def test_a_chain_from_a_smaller_t_needs_a_picture():
+    with pytest.raises(BadInput, match="--from 3 needs an --edit FILE"):
+        tiny("DDGAN").generate(4, start=3)
+    assert tiny("DDGAN").generate(4, start=4, amp=False).shape == (4, 1, 28, 28)
+
+
 def test_the_command_shows_the_sketch_and_what_became_of_it(files, capsys):
     for start in (1, 4):
         sample.main(["ddgan.pt", "siddm.pt", "--edit", "sketch.png", "--from", str(start), "-n", "3", "--npy", "e.npy", "--out", "e.png"])

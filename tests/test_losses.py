@@ -23,6 +23,7 @@ from losses import (
     discriminator_loss,
     gan_loss_D,
     gan_loss_G,
+    gaps,
     gradient_penalty,
     minimax_loss,
     non_saturating_loss,
@@ -294,6 +295,11 @@ def test_the_row_js_is_the_non_saturating_gan_8_and_9_as_printed_up_to_constants
     assert discriminator_loss(V_real, V_fake, JS).item() == pytest.approx(printed_8 - 2 * math.log(2), rel=1e-5)
     assert non_saturating_loss(V_fake, JS).item() == pytest.approx(-D_fake.log().mean().item() - math.log(2), rel=1e-5)
     assert minimax_loss(V_fake, JS).item() == pytest.approx((1 - D_fake).log().mean().item() + math.log(2), rel=1e-5)
+
+
+def test_gaps_are_sums_and_counts_by_t():
+    total, count = gaps(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0.0, 0.5, 1.0]), torch.tensor([2, 2, 1]), T=3)
+    assert total.tolist() == [0, 4, 2.5, 0] and count.tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("row", OBJECTIVES.values(), ids=NAMES.get)
