@@ -89,32 +89,40 @@ def inception_score(logits, splits=10):
 # -- the table of results -------------------------------------------------------------------------------------
 
 
-def read_csv(path):
-    """The rows of an earlier --csv FILE as dicts of strings; [] if there is none; BadInput if it is something else."""
+def check_numbers(row):
+    """Raise ValueError for a row of COLUMNS whose numbers are none."""
+    [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall", "inception_score")]
+    [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
+
+
+def read_csv(path, columns=COLUMNS, check=check_numbers):
+    """The rows of an earlier table as dicts of strings; [] if there is none; BadInput if it is something else.
+
+    check(row) raises ValueError for what is no row of it.
+    """
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
-            rows, columns = list(reader), reader.fieldnames
-        if columns != COLUMNS:
-            raise ValueError(f"its columns are {columns}")
+            rows, found = list(reader), reader.fieldnames
+        if found != columns:
+            raise ValueError(f"its columns are {found}")
         for line, row in enumerate(rows, start=2):
             if None in row or None in row.values():
-                raise ValueError(f"result {line - 1} has another number of cells than the {len(COLUMNS)} columns")
-            [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall", "inception_score")]
-            [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
+                raise ValueError(f"result {line - 1} has another number of cells than the {len(columns)} columns")
+            check(row)
         return rows
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is no table of FIDs ({one_line(error)}): mend it or choose another --csv") from error
+        raise BadInput(f"{path} is no table of these results ({one_line(error)}): mend it or choose another file") from error
 
 
-def add_to_csv(path, row):
-    """Append a row to the table at path, to which other processes may add as well; returns all rows."""
+def add_to_csv(path, row, columns=COLUMNS, check=check_numbers):
+    """Append a row, a dict, to the table at path, to which other processes may add as well; returns all rows."""
     with cli.locked_folder(os.path.dirname(os.path.realpath(path))):
-        rows = [*read_csv(path), row]
+        rows = [*read_csv(path, columns, check), row]
         with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+            csv.writer(file).writerows([columns, *([row[c] for c in columns] for row in rows)])
     return rows
 
 

@@ -146,7 +146,8 @@ class Model:
 
         edit: uint8 (n, C, H, W), what to begin from, noised to t = `start` by eq. (2), instead of x_T ~ N(0, I).
         A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
-        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite.
+        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, and for a start
+        below T without an edit.
         """
         sample, _ = self.sampler(**sampler_arguments)
         start = sampler_arguments.get("start") or self.T

@@ -39,7 +39,7 @@ def bound_terms(model, x_0, amp=None):
         with model.autocast(amp):
             prediction, v = model.eps_and_v(x_t, t)
         choices = [diffusion.learned_variance(v, t)] if model.learned else variances(model)
-        if step == 1:  # what Ho et al. 2020, sec. 3.3, integrate needs a variance; beta_tilde_1 is 0, so beta_tilde_2, as in their code
+        if step == 1:  # Ho et al. 2020, sec. 3.3; beta_tilde_1 is 0. Their code has beta_tilde_2 for both choices
             of_1 = {"beta_tilde": diffusion.beta_tilde[2] if model.T > 1 else diffusion.beta[1], "beta": diffusion.beta[1]}
             x_0_of_1 = diffusion.x_0_from_eps(x_t, prediction, t)
             L = [decoder_nll(x_0, x_0_of_1, variance if model.learned else of_1[variance]) for variance in choices]

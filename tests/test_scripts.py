@@ -214,6 +214,7 @@ def test_evaluate_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run
     status, out, _ = run("experiments/bound.py", runs / "DDPM" / "model.pt", "--batch", 4)
     _, _, *terms, total, error = (line.split() for line in out.splitlines())
     assert status == 0 and [term[0] for term in terms] == ["L_0", "L_1..L_3", "L_T"] and float(error[-1]) > 0
+    assert terms[0][1] != terms[0][2]  # L_0 has beta_tilde_2 in the first column, beta_1 in the second
     for column in (1, 2):  # rounding of four numbers
         assert float(total[column]) == pytest.approx(sum(float(term[column]) for term in terms), abs=3e-4)
     status, _, err = run("experiments/bound.py", runs / "DDGAN" / "model.pt")
