@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -70,9 +69,9 @@ def test_a_damaged_table_is_one_line_and_stays(text, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="process groups")
-def test_control_c_ends_the_workers_at_once(tmp_path):
+def test_control_c_ends_the_workers_at_once(started, tmp_path):
     command = [sys.executable, HOME / "experiments" / "claims.py", "rates", "--jobs", "1", "--csv", tmp_path / "c.csv"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    process = started(command, stderr=subprocess.PIPE)
     time.sleep(12)  # the worker has imported torch and trains; where it has not, the end is the same
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)

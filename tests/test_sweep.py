@@ -103,10 +103,10 @@ def test_with_no_results_there_is_no_figure(tmp_path, capsys):
 
 @needs_data
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM") or os.name == "nt", reason="signals")
-def test_a_sweep_that_is_ended_ends_its_trainers_which_save(tmp_path):
+def test_a_sweep_that_is_ended_ends_its_trainers_which_save(started, tmp_path):
     command = [sys.executable, HOME / "experiments" / "sweep.py", "js-4", "--device", "cpu", "--jobs", "1",
                "--folder", tmp_path / "runs", "--results", tmp_path]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = started(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     log, deadline = tmp_path / "runs" / "js-4.log", time.time() + 120
     while not (log.exists() and "0%|" in log.read_text()):  # it trains
         assert time.time() < deadline and process.poll() is None
