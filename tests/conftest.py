@@ -12,8 +12,10 @@ import data
 
 HOME = Path(data.__file__).parent
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background; the scripts that tests start would ignore Ctrl-C, too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup, or a shell's background, ignores some signals, and the scripts that tests start would ignore them, too
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 
 def has_fashion_mnist():
