@@ -89,6 +89,8 @@ def train_and_score(name, folder, results, device, running):
 
 def run_all(names, folder, results, device, jobs):
     """Train and score the named runs, `jobs` at a time; returns the number of those that failed."""
+    if not names:
+        return 0
     failed, running, pool = 0, set(), ThreadPoolExecutor(jobs)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -97,7 +99,8 @@ def run_all(names, folder, results, device, jobs):
             name = waiting[job]
             try:
                 job.result()
-                print(f"{name}: FID " + ", ".join(f"{row['fid']} ({row['samples']} samples)" for row in rows_of(name, results)), flush=True)
+                found = [f"{row['fid']} ({row['samples']} samples)" for row in read_csv(results / "sweep.csv") if row["name"] == name]
+                print(f"{name}: FID {', '.join(found)}", flush=True)
             except subprocess.CalledProcessError as error:
                 failed += 1
                 print(f"{name}: {error.cmd} ended with status {error.returncode}: see {folder / name}.log", flush=True)
@@ -111,13 +114,9 @@ def run_all(names, folder, results, device, jobs):
 # -- the figures ----------------------------------------------------------------------------------------------
 
 
-def rows_of(name, results):
-    return [row for row in read_csv(results / "sweep.csv") if row["name"] == name]
-
-
-def fids(results, runs, samples="10000"):
-    """The FIDs of runs, each what ddgan or ddpm returns, with so many samples; what is not scored yet is left out."""
-    return [float(row["fid"]) for name, _ in runs for row in rows_of(name, results) if row["samples"] == samples]
+def fids(scores, runs, samples="10000"):
+    """The FIDs of runs, each what ddgan or ddpm returns, in the rows `scores` with so many samples; what is not there is left out."""
+    return [float(row["fid"]) for name, _ in runs for row in scores if (row["name"], row["samples"]) == (name, samples)]
 
 
 def draw_line(axes, name, values, style="o-"):
@@ -131,7 +130,7 @@ def draw_line(axes, name, values, style="o-"):
 
 def draw(results):
     """Write figures 1 to 9 from the CSV and the samples; what is not scored yet is left out. Returns their names."""
-    written = []
+    written, scores = [], read_csv(results / "sweep.csv")
 
     def save_curves(figure, axes, name):
         if axes.containers:  # not an empty one
@@ -141,14 +140,14 @@ def draw(results):
 
     figure, axes = subplots(figsize=(6, 3.6), layout="constrained")
     for samples in ("2000", "10000"):
-        draw_line(axes, f"{samples} samples", {T: fids(results, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
+        draw_line(axes, f"{samples} samples", {T: fids(scores, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
     axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion", title="DDPM trained with T steps, figure 1")
     save_curves(figure, axes, "fid-of-T-ddpm.png")
 
     figure, axes = subplots(figsize=(7, 4), layout="constrained")
     for objective in COMPARED:
-        draw_line(axes, objective, {T: fids(results, [ddgan(objective, T, seed=seed) for seed in range(3)]) for T in ALL_T[objective]})
-    draw_line(axes, "js, 1500 T steps", {T: fids(results, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}, "k.--")
+        draw_line(axes, objective, {T: fids(scores, [ddgan(objective, T, seed=seed) for seed in range(3)]) for T in ALL_T[objective]})
+    draw_line(axes, "js, 1500 T steps", {T: fids(scores, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}, "k.--")
     axes.set(ylim=(0, None), xlabel="T", ylabel="FID, fashion", title=f"DDGAN, {STEPS} steps of training, figures 3, 5")
     save_curves(figure, axes, "fid-of-T-ddgan.png")
 

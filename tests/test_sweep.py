@@ -76,7 +76,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 def test_the_line_of_an_objective_is_the_mean_over_its_seeds(tmp_path):
     fids = {"js-4": "3", "js-4-seed1": "4", "js-4-seed2": "8", "js-4-steps99": "50", "hellinger-4": "9"}
     write(tmp_path / "sweep.csv", [{"name": name, "T": "4", "samples": "10000", "fid": fid} for name, fid in fids.items()])
-    found = {4: sweep.fids(tmp_path, [sweep.ddgan("js", 4, seed=seed) for seed in range(3)]), 1: []}
+    found = {4: sweep.fids(sweep.read_csv(tmp_path / "sweep.csv"), [sweep.ddgan("js", 4, seed=seed) for seed in range(3)]), 1: []}
     assert found[4] == [3, 4, 8]
     _, axes = sweep.subplots()
     sweep.draw_line(axes, "js", found)
