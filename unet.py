@@ -128,7 +128,6 @@ class UNet(nn.Module):
         # at full resolution again, with the input itself
         self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + c_in, 16, 3, padding=1)
         self.out = nn.Conv2d(16, 2 * channels if learned else channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what CUDA's bf16 kernels take
 
     def forward(self, x_t, t):
         emb = F.silu(self.embed_t(embed_time(t, self.width)))  # (B,) -> (B, 4 width)
@@ -178,7 +177,8 @@ def minibatch_stddev(h, group=4):
 
     Raises RuntimeError unless group divides B.
     """
-    variance = h.float().unflatten(0, (-1, group)).var(1, unbiased=False)  # (B, C, H, W) -> (B/4, 4, C, H, W) -> (B/4, C, H, W)
+    groups = h.float().unflatten(0, (-1, group))  # (B, C, H, W) -> (B/4, 4, C, H, W)
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # -> (B/4, C, H, W); var(1) takes six times as long on a CPU
     stddev = torch.sqrt(variance + 1e-8).mean((1, 2, 3)).repeat_interleave(group)  # -> (B/4,) -> (B,)
     return stddev.to(h.dtype).view(-1, 1, 1, 1).expand_as(h[:, :1])
 
@@ -200,7 +200,6 @@ class Discriminator(nn.Module):
         self.norm_out = norm(c)
         self.out = nn.Linear((c + 1) * (size[0] // stride) * (size[1] // stride), 1)
         self.to_x_0 = nn.Conv2d(c, channels * stride**2, 1) if reg else None
-        self.to(memory_format=torch.channels_last)
 
     def features(self, x_prev, x_t, t):
         emb = F.silu(self.embed_t(embed_time(t, self.width)))

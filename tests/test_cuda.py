@@ -30,7 +30,7 @@ def fake(monkeypatch):
     """build(network class, ...) makes a network on a fake GPU; within the test every tensor is fake."""
     monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs, **_: (torch.zeros_like(inputs),))
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # channels_last: fake weights cannot be swapped
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # fake weights cannot be swapped
     with FakeTensorMode():
         def build(kind, **sizes):
             torch.set_default_device("cuda")
