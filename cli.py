@@ -118,8 +118,8 @@ def one_line(text):
 def script(main):
     """Run main() as a command.
 
-    BadInput and a full memory are one line on stderr and status 2. Ctrl-C is status 130. Where stdout or stderr cannot be
-    written to, main() goes on, and the status is 1 in the end, or 141, quietly, if the reader has left (`| head`).
+    BadInput and a full memory are one line on stderr and status 2. Ctrl-C is status 130. Where stdout or stderr cannot
+    be written to, main() goes on, and the status is 1 in the end, or 141, quietly, if the reader has left (`| head`).
     Bugs keep their traceback.
     """
     streams = sys.stdout, sys.stderr
@@ -154,7 +154,7 @@ def run(main):
         full = any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
         if not full and not isinstance(error, MemoryError):
             raise
-        message = f"the memory is full ({one_line(error)[:99] or 'MemoryError'}): try a smaller --batch, or fewer images"
+        message = f"the memory is full ({one_line(error)[:99] or 'MemoryError'}): try a smaller --batch or fewer images"
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     return 2
 
@@ -186,16 +186,16 @@ class Stream:
 
 @contextlib.contextmanager
 def signals_noted():
-    """Within the block Ctrl-C, SIGTERM and SIGHUP only add their number to the list that it yields; a second Ctrl-C stops at once.
+    """Within the block Ctrl-C, SIGTERM and SIGHUP only add their number to the list that it yields.
 
-    (Not a second SIGHUP: a terminal that closes may send two.)
-
-    What is ignored stays so (nohup), and outside the main thread, where Python takes no signals, nothing changes.
+    A second Ctrl-C stops at once; not a second SIGHUP, for a terminal that closes may send two. What is ignored stays
+    so (nohup), and outside the main thread, where Python takes no signals, nothing changes.
     """
     received, handlers = [], {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # Windows has none
-        handlers = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+        handlers = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+        handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def note(number, frame):
         received.append(number)
@@ -236,7 +236,7 @@ def check_writable(path):
 
 
 def check_outputs(*outputs, inputs=()):
-    """check_writable for each output that is given, and BadInput if one is an input or another output: nothing is overwritten."""
+    """check_writable for each output that is given, and BadInput if one is an input or another output."""
     taken = {os.path.realpath(path): path for path in inputs}
     for path in outputs:
         if path is None:
@@ -244,13 +244,13 @@ def check_outputs(*outputs, inputs=()):
         check_writable(path)
         place = os.path.realpath(path)
         if place in taken:
-            raise BadInput(f"{path} would be written over {taken[place]}, which is read or written here too: choose another name")
+            raise BadInput(f"{path} would be written over {taken[place]}, which is used here too: choose another name")
         taken[place] = path
 
 
 @contextlib.contextmanager
 def locked_folder(folder, wait=True):
-    """Within the block no other process is in such a block for the folder, which is made; BlockingIOError if it is not to wait.
+    """Within the block, which makes the folder, no other process is in one for it; BlockingIOError if not wait.
 
     The system's lock ends with the process. Without locks (Windows, some file systems) nothing is held.
     """
@@ -281,7 +281,7 @@ def write_atomically(path):
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{os.getpid()}.tmp{target.suffix[:9]}")  # short: a name may have as many as 255 bytes
+    temporary = target.with_name(f".{os.getpid()}.tmp{target.suffix[:9]}")  # short: a name may have up to 255 bytes
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

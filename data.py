@@ -1,7 +1,7 @@
-"""Data sets as uint8 tensors, sec. 3: Fashion-MNIST, other sets of torchvision, your own images; the mapping to [-1, 1]; pictures.
+"""Data sets as uint8 tensors, sec. 3: Fashion-MNIST, others of torchvision, your own; the mapping to [-1, 1]; pictures.
 
     images = load()                       # Fashion-MNIST's training set, uint8 (60000, 1, 28, 28), from disk or fetched
-    images = load("my.npy")               # your own: an .npy file, uint8 (N, H, W) or (N, C, H, W), or a folder of images
+    images = load("my.npy")               # your own: an .npy file of uint8 (N, H, W) or (N, C, H, W), or a folder
     x_0 = normalize(images[:128])         # float32 in [-1, 1]
 """
 
@@ -22,15 +22,15 @@ import torch
 
 from cli import BadInput, check_writable, one_line, printable, write_atomically
 
-DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10",  # torchvision's names
-             "stacked": "FashionMNIST"}
+DATA_SETS = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10",
+             "stacked": "FashionMNIST"}  # torchvision's names
 IDX_FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them, as .gz
 SUFFIXES = [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"]
 
 
 def normalize(images):
-    """uint8 [0, 255] -> float32 [-1, 1], any shape and device. TypeError for another dtype: it was normalized before."""
+    """uint8 [0, 255] -> float32 [-1, 1], any shape and device. TypeError for another dtype: it is normalized."""
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize: expected uint8 images, got {images.dtype}")
     return images.float() / 127.5 - 1
@@ -109,7 +109,7 @@ def load_folder(path):
 
 
 def opaque(image, mode):
-    """A PIL image as mode "L" or "RGB". Raises ValueError for what these cannot show: more than 8 bits, transparency."""
+    """A PIL image as mode "L" or "RGB". ValueError for what these cannot show: more than 8 bits, transparency."""
     if image.mode[0] in "IF":  # 16 or 32 bits, which PIL would cut off at 255
         raise ValueError(f"its pixels are of kind {image.mode}, not of 8 bits")
     if ("A" in image.getbands() or "transparency" in image.info) and image.convert("RGBA").getextrema()[3][0] < 255:
@@ -138,7 +138,8 @@ def load_named(name, split, root):
                 fetch(data_set, name, place)
                 found = data_set(place, train=split == "train")
         images = torch.as_tensor(found.data)
-        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()  # -> (N, C, H, W)
+        # (N, H, W) or (N, H, W, C) -> (N, C, H, W)
+        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
         normalize(images[:1])
     except BadInput:
         raise
@@ -149,7 +150,7 @@ def load_named(name, split, root):
 
 
 def load_stacked(split, root):
-    """Three garments as the channels of one image, 1,000 modes, as StackedMNIST has three digits: uint8 (N, 3, H, W), labels 0..999."""
+    """Three garments as the channels of one image, as StackedMNIST has digits: uint8 (N, 3, H, W), labels 0..999."""
     images, labels = load_named("fashion-mnist", split, root)
     generator = torch.Generator().manual_seed(0)
     a, b, c = (torch.randperm(len(images), generator=generator) for _ in range(3))
@@ -157,7 +158,7 @@ def load_stacked(split, root):
 
 
 def random_batch(images, n, mixed=False):
-    """n of the images (N, C, H, W) at random, with replacement; mixed: each channel from another, as "stacked" draws its garments anew."""
+    """n of the images (N, C, H, W) at random, with replacement; mixed, for "stacked": each channel from another."""
     C = images.shape[1]
     i = torch.randint(len(images), (n, C if mixed else 1), device=images.device)
     return images[i, torch.arange(C, device=images.device)]  # (n, C or 1), (C,) -> (n, C, H, W)
@@ -196,8 +197,8 @@ def fetch(data_set, name, root):
             except Exception as error:  # noqa: BLE001 - a network fails in many ways, and the next source may work
                 failures.append(one_line(error)[:200])
     debian = ", or install Debian's package dataset-fashion-mnist" if name == "fashion-mnist" else ""
-    raise BadInput(f"no {name}: it is not in {root}, and fetching it failed ({'; '.join(failures)}): retry with a network, "
-                   f"put the files where torchvision's {data_set.__name__} looks for them{debian}")
+    raise BadInput(f"no {name}: it is not in {root}, and fetching it failed ({'; '.join(failures)}): retry with a "
+                   f"network, put the files where torchvision's {data_set.__name__} looks for them{debian}")
 
 
 def unpack(packed, path):
@@ -205,7 +206,7 @@ def unpack(packed, path):
     try:
         content = gzip.decompress(packed.read_bytes())
     except Exception as error:  # truncated, not compressed, a folder
-        raise BadInput(f"{packed} cannot be read ({one_line(error)}): replace it by a good copy or delete it") from error
+        raise BadInput(f"{packed} cannot be read ({one_line(error)}): replace it by a good one or delete it") from error
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
 
@@ -229,7 +230,7 @@ def from_torchvision(data_set, temporary):
 
 
 def from_debian(data_set, temporary):
-    """Fetch Debian's package and unpack it, without installing it; returns torchvision's root. RuntimeError or OSError on failure.
+    """Fetch Debian's package and unpack it, without installing it: torchvision's root. RuntimeError or OSError if not.
 
     apt keeps its lists in the temporary folder: no root needed, and a machine whose lists are empty or old will do.
     """
@@ -246,9 +247,10 @@ def from_debian(data_set, temporary):
     if download.returncode:
         raise RuntimeError(f"apt-get download: {download.stderr}")
     subprocess.run(["dpkg-deb", "-x", next(temporary.glob("*.deb")), "unpacked"], **run, check=True)
+    unpacked, root = temporary / "unpacked" / DEBIAN.relative_to("/"), temporary / "root"
     for file in IDX_FILES:
-        unpack(temporary / "unpacked" / DEBIAN.relative_to("/") / f"{file}.gz", temporary / "root" / data_set.__name__ / "raw" / file)
-    return temporary / "root"
+        unpack(unpacked / f"{file}.gz", root / data_set.__name__ / "raw" / file)
+    return root
 
 
 # -- pictures -------------------------------------------------------------------------------------------------
@@ -281,11 +283,12 @@ def label(name):
 
 
 def image_grid(images, columns):
-    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3). Of C other than 1 or 3 the first channel is shown."""
+    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3). C not 1, 3: the first shows."""
     from torchvision.utils import make_grid
 
     shown = images if images.shape[1] in (1, 3) else images[:, :1]
-    return make_grid(shown, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()  # (3, H', W') -> (H', W', 3)
+    grid = make_grid(shown, nrow=columns, padding=1, pad_value=255)  # (3, H', W')
+    return grid.permute(1, 2, 0).numpy()
 
 
 def save_grid(images, path, columns=8):

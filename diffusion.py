@@ -23,8 +23,8 @@ def vp_schedule(s):
 def cosine_schedule(s):
     """alpha_bar(s) of the cosine schedule, s = t/T in [0, 1] (Nichol and Dhariwal 2021, eq. (17)), mixed with 4e-5.
 
-    As printed it ends at alpha_bar_T = 0, and the last step would divide by alpha_T = 0: the network's error there, times
-    1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is what "vp" leaves of x_0, too.
+    As printed it ends at alpha_bar_T = 0, and the last step would divide by alpha_T = 0: the network's error there,
+    times 1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is what "vp" leaves of x_0, too.
     """
     f, f_0 = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     return 4e-5 + (1 - 4e-5) * f / f_0
@@ -77,7 +77,8 @@ class Diffusion:
         self.T, self.device, self._alpha_bar, self.tau = len(now), device, alpha_bar, tau.to(device)
         self.beta, self.alpha = table(0, beta), table(1, alpha)
         self.alpha_bar, self.one_minus_alpha_bar = table(1, now), table(0, 1 - now)
-        self.beta_tilde, self.mean_x_0, self.mean_x_t = (table(math.nan, values) for values in (beta_tilde, mean_x_0, mean_x_t))
+        self.beta_tilde = table(math.nan, beta_tilde)
+        self.mean_x_0, self.mean_x_t = table(math.nan, mean_x_0), table(math.nan, mean_x_t)
 
     def strided(self, tau, end=None):
         """The same process seen only at a sub-sequence of its steps: what few-step samplers run on.
@@ -132,7 +133,7 @@ class Diffusion:
         return mean + torch.sqrt(variance) * torch.randn_like(x_t)
 
     def learned_variance(self, v, t):
-        """sigma_t^2 = exp(v log beta_t + (1 - v) log beta_tilde_t) for a v of each pixel, Nichol and Dhariwal 2021, eq. (15): (B, ...).
+        """sigma_t^2 = exp(v log beta_t + (1 - v) log beta_tilde_t), Nichol and Dhariwal 2021, eq. (15): (B, ...).
 
         beta_tilde_1 is 0; beta_tilde_2 takes its place, as in Ho et al.'s code.
         """
@@ -150,15 +151,15 @@ class Diffusion:
         return (x_t - torch.sqrt(alpha_bar) * x_0) / torch.sqrt(variance)
 
     # -- reverse samplers ---------------------------------------------------------------------------------
-    # Each starts from x_T ~ N(0, I), (B, ...), or from any x_t on strided(..., end=t), and returns x_0. `clip` bounds the
-    # predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
+    # Each starts from x_T ~ N(0, I), (B, ...), or from any x_t on strided(..., end=t), and returns x_0. `clip` bounds
+    # the predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
 
     @torch.no_grad()
     def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True):
-        """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t, beta_tilde_t, or "learned"; strided(S) makes it shorter.
+        """Algorithm 2 of Ho et al. 2020, sigma_t^2 = beta_t, beta_tilde_t, or "learned"; strided(S) makes it shorter.
 
-        eps_theta(x_t, t) -> eps (B, ...), with "learned" a pair of eps and the v of learned_variance. Raises ValueError for
-        another variance.
+        eps_theta(x_t, t) -> eps (B, ...), with "learned" a pair of eps and the v of learned_variance. Raises ValueError
+        for another variance.
         """
         if variance not in ("beta", "beta_tilde", "learned"):
             raise ValueError(f"variance {variance!r}: choose beta, beta_tilde or learned")

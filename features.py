@@ -1,4 +1,4 @@
-"""The networks whose features the FID compares, InceptionV3 and a small classifier of Fashion-MNIST, and the features' statistics.
+"""The networks whose features the FID compares, InceptionV3 and a small classifier, and the features' statistics.
 
     python features.py        # trains the classifier anew: weights/fashion_classifier.pt, 11 minutes on one core
 
@@ -26,21 +26,21 @@ from data import load, network_timeout, normalize
 
 CLASSIFIER = Path(__file__).with_name("weights") / "fashion_classifier.pt"
 INCEPTION = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits of the SHA-256 of the weights that the plain names stand for
+SHA256 = {"inception": "6726825d", "fashion": "7240de64"}  # first digits, of the weights that the plain names stand for
 KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # labels 0..9
 
-# The features of d dimensions are what so many layers of the network leave, averaged over space; the rest of it classifies
+# The features of d dimensions are what so many layers of the network leave, averaged over space; the rest classifies
 DIMS = {"inception": {64: 5, 192: 8, 768: 16, 2048: 21}, "fashion": {32: 4, 64: 8, 128: 17}}
 
 NEIGHBOURS = 10_000  # ours: images of each kind whose distances precision and recall take
 
-# label: how results name them; network: x (B, C, H, W) in [-1, 1] -> logits, its first `layers` layers -> features; key: SHA-256 of
-# its weights
+# label: how results name them; network: x (B, C, H, W) in [-1, 1] -> logits, its first `layers` layers -> features;
+# key: SHA-256 of its weights
 Features = namedtuple("Features", "label network layers key")
 
 
 def fashion_classifier():
-    """x (B, 1, 28, 28) in [-1, 1] -> logits (B, 10). What its last layer sees are the 128 features of `--features fashion`."""
+    """x (B, 1, 28, 28) in [-1, 1] -> logits (B, 10). Its last layer sees the 128 features of `--features fashion`."""
     def block(c_in, c_out):
         return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
 
@@ -57,8 +57,8 @@ def load_classifier():
     try:
         network.load_state_dict(torch.load(CLASSIFIER, map_location="cpu", weights_only=True))
     except Exception as error:  # unpickling a damaged file can raise nearly anything
-        raise BadInput(f"no weights of the classifier in {CLASSIFIER} ({one_line(error)[:150]}): run `python features.py`, or "
-                       "`git checkout weights`") from error
+        raise BadInput(f"no weights of the classifier in {CLASSIFIER} ({one_line(error)[:150]}): run "
+                       "`python features.py`, or `git checkout weights`") from error
     return network.eval().requires_grad_(False)
 
 
@@ -82,9 +82,9 @@ class Enlarge(nn.Module):
 
 
 def inception(weights):
-    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008), as a sequence of layers.
+    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008); a sequence.
 
-    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end; and
+    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end;
     its logits have no bias, as in the code of Salimans et al. 2016, whose Inception score this network gives.
     """
     from torchvision.models import Inception3
@@ -96,18 +96,20 @@ def inception(weights):
         setattr(network, f"Mixed_{name}", PortBlock(getattr(network, f"Mixed_{name}"), pool))
     nn.init.zeros_(network.fc.bias)
     *layers, _dropout, fc = network.children()
-    return nn.Sequential(Enlarge(), *layers, nn.Flatten(), fc).to(memory_format=torch.channels_last)  # half again as fast on a CPU
+    network = nn.Sequential(Enlarge(), *layers, nn.Flatten(), fc)
+    return network.to(memory_format=torch.channels_last)  # half again as fast on a CPU
 
 
 def load_features(name, inception_weights=None, device="cpu", dims=None):
-    """Features "fashion" or "inception" (fetched if need be: 95 MB), `dims` of them, a key of DIMS[name] (default: the last).
+    """Features "fashion" or "inception" (fetched if need be: 95 MB), dims of them: a key of DIMS[name] (the last).
 
     Raises BadInput for missing or foreign weights, and for other dims.
     """
     last = max(DIMS[name])
     dims = dims or last
     if dims not in DIMS[name]:
-        raise BadInput(f"--dims {dims}: the {name} features have {', '.join(map(str, DIMS[name]))} dimensions, choose one of these")
+        raise BadInput(f"--dims {dims}: the {name} features have {', '.join(map(str, DIMS[name]))} dimensions, choose "
+                       "one of these")
     layers = DIMS[name][dims]
     path, advice = CLASSIFIER, "run `python features.py`, or `git checkout weights`"
     try:
@@ -129,7 +131,7 @@ def load_features(name, inception_weights=None, device="cpu", dims=None):
         if not key.startswith(SHA256[name]):
             if name == "inception" and not inception_weights:
                 raise ValueError(f"SHA-256 {key[:8]}...: delete it")
-            name = f"{name}-{key[:8]}"  # other weights, other numbers: not to be taken for published FIDs, or RESULTS.md's
+            name = f"{name}-{key[:8]}"  # not to be taken for published FIDs, or RESULTS.md's
     except Exception as error:  # every way a network can fail; and unpickling a damaged file can raise nearly anything
         reason = one_line(error)[:150]  # load_state_dict lists every weight, unpickling lectures on safety
         raise BadInput(f"no weights of the {name} features in {path} ({reason}): {advice}") from error
@@ -142,13 +144,13 @@ def check_shape(name, shape):
     fits = {"fashion": tuple(shape) == (1, 28, 28), "inception": shape[0] in (1, 3)}
     if not fits[name]:
         other = "inception" if fits["inception"] else "images of 1 or 3 channels"
-        raise BadInput(f"--features {name} does not fit images of shape {tuple(shape)}: fashion is for (1, 28, 28), inception for 1 or 3 "
-                       f"channels of any size; use {other}")
+        raise BadInput(f"--features {name} does not fit images of shape {tuple(shape)}: fashion is for (1, 28, 28), "
+                       f"inception for 1 or 3 channels of any size; use {other}")
 
 
 @torch.inference_mode()
 def extract(features, images, batch=100):
-    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W), batch by batch. Inception takes 6 MB for each image."""
+    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W). Inception: 6 MB an image."""
     device = next(features.network.parameters()).device
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
         h = features.network[:features.layers](normalize(chunk.to(device)))
@@ -194,7 +196,8 @@ def reference_statistics(features, images, folder):
                 found = str(cache["key"])
                 mu, sigma, neighbours = (torch.from_numpy(cache[part]) for part in ("mu", "sigma", "neighbours"))
             fits = found == key and mu.dtype == sigma.dtype == torch.float64 and sigma.shape == (*mu.shape, len(mu))
-            fits = fits and neighbours.dtype == torch.float32 and neighbours.shape == (min(NEIGHBOURS, len(images)), len(mu))
+            shape = min(NEIGHBOURS, len(images)), len(mu)
+            fits = fits and neighbours.dtype == torch.float32 and neighbours.shape == shape
             if fits and all(part.isfinite().all() for part in (mu, sigma, neighbours)):
                 return mu, sigma, neighbours
             raise ValueError("another key, shape or dtype, or not finite")
@@ -218,7 +221,8 @@ def reference_statistics(features, images, folder):
 def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
     """Train the network of `--features fashion`, write its weights, return its test accuracy."""
     check_writable(CLASSIFIER)
-    (images, labels), (test_images, test_labels) = (load("fashion-mnist", split, root, labels=True) for split in ("train", "test"))
+    images, labels = load("fashion-mnist", "train", root, labels=True)
+    test_images, test_labels = load("fashion-mnist", "test", root, labels=True)
     torch.manual_seed(seed)
     network, per_epoch = fashion_classifier(), len(images) // batch  # a shorter last batch is left out
     optimiser = torch.optim.AdamW(network.parameters(), fused=True)
@@ -241,7 +245,7 @@ def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
 
 
 def main(argv=None):
-    parser = cli.Parser(description="Train the network of `fid.py --features fashion` anew; its weights replace the shipped ones.")
+    parser = cli.Parser(description="Train the classifier of `fid.py --features fashion`, instead of the shipped one.")
     parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the initial weights and the batches")
     args = parser.parse_args(argv)

@@ -29,8 +29,9 @@ from data import load as load_images
 from features import DIMS, INCEPTION, check_shape, extract, load_features, moments, reference_statistics
 from model import add_sampler_flags, load, sampler_flags
 
+# steps: network evaluations (NFE); seconds: for 1,000 images
 COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed", "batch",
-           "fid", "spread", "precision", "recall", "inception_score", "seconds"]  # steps: network evaluations (NFE); seconds: for 1,000 images
+           "fid", "spread", "precision", "recall", "inception_score", "seconds"]
 K = 3  # Kynkaanniemi et al. 2019, sec. 2
 
 
@@ -41,7 +42,7 @@ def frechet_distance(mu, sigma, mu_, sigma_):
     literature calls FID is this value, a squared distance, although the print has FID^2 on the left.
     """
     # FID = ||mu - mu'||^2 + tr(Sigma + Sigma' - 2 (Sigma^1/2 Sigma' Sigma^1/2)^1/2)                             (28)
-    root, failed = torch.linalg.cholesky_ex(sigma)  # any root will do, root root^T = Sigma: this one takes the least time
+    root, failed = torch.linalg.cholesky_ex(sigma)  # any root will do, root root^T = Sigma: this one is the fastest
     if failed:  # Sigma is singular, as of fewer images than features
         eigenvalues, Q = torch.linalg.eigh(sigma)
         root = Q * eigenvalues.clamp(min=0).sqrt()  # rounding makes zero eigenvalues -1e-17
@@ -52,7 +53,7 @@ def frechet_distance(mu, sigma, mu_, sigma_):
 
 
 def bootstrap_spread(mu, sigma, made, draws=10):
-    """Standard deviation of frechet_distance(mu, sigma, ...) over samples drawn anew, with replacement, from made (n, d)."""
+    """Standard deviation of frechet_distance(mu, sigma, ...) over bootstrap draws, with replacement, of made (n, d)."""
     generator = torch.Generator().manual_seed(0)
     again = [made[torch.randint(len(made), (len(made),), generator=generator)] for _ in range(draws)]
     return statistics.stdev(frechet_distance(mu, sigma, *moments(features.split(1000))) for features in again)
@@ -61,8 +62,8 @@ def bootstrap_spread(mu, sigma, made, draws=10):
 def precision_recall(real, made, k=K, block=1000):
     """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. (1), (2)) of features (N, d) and (M, d), N, M > k.
 
-    Precision is the share of the made ones that lie within the k-th neighbour's distance of a real one, and recall that of
-    the real ones within that of a made one: two floats in [0, 1]. Needs block * max(N, M) distances at a time.
+    Precision is the share of the made ones that lie within the k-th neighbour's distance of a real one, and recall that
+    of the real ones within that of a made one: two floats in [0, 1]. Needs block * max(N, M) distances at a time.
     """
     def share_covered(points, by):
         radii = torch.cat([torch.cdist(rows, by).kthvalue(k + 1).values for rows in by.split(block)])  # 1st: itself
@@ -75,10 +76,10 @@ def precision_recall(real, made, k=K, block=1000):
 
 
 def inception_score(logits, splits=10):
-    """exp E KL(p(y|x) || p(y)) of logits (N, classes), the mean over `splits` parts (Salimans et al. 2016, sec. 4): a float >= 1.
+    """exp E KL(p(y|x) || p(y)) of logits (N, classes), mean over `splits` parts: a float >= 1 (Salimans et al. 2016).
 
-    The parts are taken in order, so the images must not be sorted. 1 where all images are taken for one class, or each for all; the number of classes where each is surely of one, and
-    these are equally frequent.
+    The parts are taken in order, so the images must not be sorted. It is 1 where all images are taken for one class, or
+    each for all; the number of classes where each is surely of one, and these are equally frequent.
     """
     log_p = torch.log_softmax(logits.double(), dim=1)
     parts = log_p.tensor_split(min(splits, len(log_p)))
@@ -114,14 +115,15 @@ def read_csv(path, columns=COLUMNS, check=check_numbers):
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is no table of these results ({one_line(error)}): mend it or choose another file") from error
+        raise BadInput(f"{path} is no table of these results ({one_line(error)}): mend it or choose another") from error
 
 
 def add_to_csv(path, row, columns=COLUMNS, check=check_numbers):
     """Append a row, a dict, to the table at path, to which other processes may add as well; returns all rows."""
     with cli.locked_folder(os.path.dirname(os.path.realpath(path))):
         rows = [*read_csv(path, columns, check), row]
-        with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with write_atomically(path) as temporary, open(temporary, "w", **text) as file:
             csv.writer(file).writerows([columns, *([row[c] for c in columns] for row in rows)])
     return rows
 
@@ -133,7 +135,7 @@ def plot(path, rows):
         raise BadInput(f"nothing to draw in {path}: no result has a T; score checkpoints, or give an earlier --csv")
     steps, scoring = [int(row["steps"]) for row in rows], ["features", "reference", "samples"]
     varying = [c for c in ["sampler", *scoring] if len({row[c] for row in rows}) > 1]  # for the legend to tell apart
-    strided = {(row["method"], row["T"]) for row in rows if row["T"] != row["steps"]}  # one model, several numbers of steps
+    strided = {(row["method"], row["T"]) for row in rows if row["T"] != row["steps"]}  # several numbers of steps
     lines = {}
     for row, step in zip(rows, steps):
         trained_T = [f"T = {row['T']}"] if (row["method"], row["T"]) in strided else []
@@ -152,16 +154,20 @@ def plot(path, rows):
 
 
 def print_table(rows):
-    """The corners of the trilemma, a line for each result, in order of the network evaluations; speed-up: over the DDPM's 1000 ancestral ones."""
+    """The trilemma's corners, a line for each result, by network evaluations; speed-up: over the DDPM's 1000 steps."""
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
-    slowest = [float(row["seconds"] or 0) for row in rows if (row["method"], row["steps"], row["sampler"]) == ("DDPM", "1000", "ancestral")]
-    lines = [["name", "method", "T", "NFE", "sampler", "samples", "FID", "+-", "precision", "recall", "IS", "s/1000", "speed-up"]]
+    ddpm = "DDPM", "1000", "ancestral"
+    slowest = [float(row["seconds"] or 0) for row in rows if (row["method"], row["steps"], row["sampler"]) == ddpm]
+    texts = {"name": "name", "method": "method", "T": "T", "NFE": "steps", "sampler": "sampler", "samples": "samples"}
+    numbers = {"FID": ("fid", 2), "+-": ("spread", 2), "precision": ("precision", 3), "recall": ("recall", 3),
+               "IS": ("inception_score", 2)}
+    lines = [[*texts, *numbers, "s/1000", "speed-up"]]
     for row in sorted(rows, key=lambda row: int(row["steps"] or 0)):
         timed = slowest and float(row["seconds"] or 0) > 0
-        shown = [f"{float(row[c]):.{digits}f}" for c, digits in (("fid", 2), ("spread", 2), ("precision", 3), ("recall", 3), ("inception_score", 2))]
-        lines.append([*(cli.printable(row[c]) for c in ("name", "method", "T", "steps", "sampler", "samples")), *shown, row["seconds"],
-                      f"{slowest[-1] / float(row['seconds']):.1f}" if timed else ""])
+        lines.append([*(cli.printable(row[c]) for c in texts.values()),
+                      *(f"{float(row[c]):.{digits}f}" for c, digits in numbers.values()),
+                      row["seconds"], f"{slowest[-1] / float(row['seconds']):.1f}" if timed else ""])
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
@@ -174,53 +180,65 @@ def print_table(rows):
 
 def score(args):
     """Yield the FID of each source and each number of samples as a row of the table, with its path."""
-    sources = []  # a Model, or uint8 images (N, C, H, W)
-    for path in args.sources:
-        path = Path(path, "model.pt") if os.path.exists(os.path.join(path, "model.pt")) else Path(path)  # a run's folder is its model
-        images = os.path.isdir(path) or path.suffix.lower() == ".npy"
-        sources.append((path, load_images(str(path)) if images else load(path, args.device)))
+    sources = [load_source(path, args.device) for path in args.sources]
     models = [source for _, source in sources if not isinstance(source, torch.Tensor)]
     flags = dict(zip(models, sampler_flags(args, models)))
-    nfe = {model: model.sampler(**arguments)[1] for model, arguments in flags.items()}  # wrong flags are told before any work
+    nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are told before any work
     reference, real = load_reference(args, models)
-    shape = tuple(real.shape[1:])
-    check_shape(args.features, shape)
-    for path, source in [(args.reference, real), *sources]:
-        found = source.shape[1:] if isinstance(source, torch.Tensor) else source.shape
-        if tuple(found) != shape:
-            raise BadInput(f"{path} has images of shape {tuple(found)}, the reference {reference} of {shape}: give another --reference")
-        wanted = max(args.samples or [K + 1]) if source is not real else K + 1
-        if isinstance(source, torch.Tensor) and len(source) < wanted:
-            raise BadInput(f"{path} holds {len(source)} images, fewer than {wanted}: " + (
-                f"give --samples {len(source)}, or more images" if len(source) > K else f"precision and recall need {K + 1} or more"))
+    check_shape(args.features, tuple(real.shape[1:]))
+    check_source(args.reference, real, real, K + 1)
+    for path, source in sources:
+        check_source(path, source, real, max(args.samples or [K + 1]))
     features = load_features(args.features, args.inception_weights, args.device, args.dims)
     mu, sigma, neighbours = reference_statistics(features, real, Path(args.root, "fid"))
     for path, source in sources:
         row = dict.fromkeys(COLUMNS, "")
         in_a_run = path.name in ("model.pt", "checkpoint.pt")  # whose folder has the name
         row |= {"name": path.absolute().parent.name if in_a_run else path.stem, "method": "images",
-                "features": features.label, "reference": reference}
+                "features": features.label, "reference": reference, "seed": str(args.seed)}
         if isinstance(source, torch.Tensor):
             counts = args.samples or [len(source)]
-            # at random, for a file may be sorted: a part must stand for the whole, also each split of the Inception score
-            source = source[torch.randperm(len(source), generator=torch.Generator().manual_seed(args.seed))[:max(counts)]]
-            row["seed"] = str(args.seed)
+            # at random, for a file may be sorted: a part, as a split of the Inception score, must stand for the whole
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(args.seed))
+            source = source[order[:max(counts)]]
         else:
             counts = args.samples or [10000]
-            row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "seed": str(args.seed), "batch": str(args.batch)}
+            row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "batch": str(args.batch)}
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
                 row["sampler"] += " beta" if args.variance == "beta" else ""
             start = time.perf_counter()
             source = source.generate(max(counts), args.seed, args.batch, args.amp, progress=True, **flags[source])
             row["seconds"] = f"{1000 * (time.perf_counter() - start) / max(counts):.3g}"
-        made, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))  # (n, d), (n, classes)
+        # (n, d) and (n, classes)
+        made, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
         for n in counts:
             few = min(n, len(neighbours))  # precision and recall want as many of either kind
             precision, recall = precision_recall(neighbours[:few], made[:few])
-            yield path, row | {"samples": str(n), "fid": f"{frechet_distance(mu, sigma, *moments(made[:n].split(1000))):.4f}",
-                               "spread": f"{bootstrap_spread(mu, sigma, made[:n]):.4f}",
-                               "precision": f"{precision:.4f}", "recall": f"{recall:.4f}", "inception_score": f"{inception_score(logits[:n]):.3f}"}
+            fid = frechet_distance(mu, sigma, *moments(made[:n].split(1000)))
+            spread = bootstrap_spread(mu, sigma, made[:n])
+            yield path, row | {"samples": str(n), "fid": f"{fid:.4f}", "spread": f"{spread:.4f}",
+                               "precision": f"{precision:.4f}", "recall": f"{recall:.4f}",
+                               "inception_score": f"{inception_score(logits[:n]):.3f}"}
+
+
+def load_source(path, device):
+    """The path, for a run's folder that of its model, and what is there: a Model, or uint8 images (N, C, H, W)."""
+    path = Path(path, "model.pt") if os.path.exists(os.path.join(path, "model.pt")) else Path(path)
+    images = os.path.isdir(path) or path.suffix.lower() == ".npy"
+    return path, load_images(str(path)) if images else load(path, device)
+
+
+def check_source(path, source, real, wanted):
+    """Raise BadInput unless a Model's images, or images of which `wanted` are needed, are of the real ones' shape."""
+    images = isinstance(source, torch.Tensor)
+    found, shape = tuple(source.shape[1:] if images else source.shape), tuple(real.shape[1:])
+    if found != shape:
+        raise BadInput(f"{path} has images of shape {found}, the reference of {shape}: give another --reference")
+    if images and len(source) < wanted:
+        some = f"give --samples {len(source)}, or more images"
+        advice = some if len(source) > K else f"precision and recall need {K + 1} or more"
+        raise BadInput(f"{path} holds {len(source)} images, fewer than {wanted}: {advice}")
 
 
 def load_reference(args, models):
@@ -229,28 +247,31 @@ def load_reference(args, models):
         return Path(args.reference).stem, load_images(args.reference, "train", args.root)
     data = sorted({model.args["data"] for model in models}) or ["fashion-mnist"]
     if len(data) > 1:
-        raise BadInput(f"these models were trained on {' and '.join(data)}: score them one by one, or give one --reference")
-    return args.reference if data == ["fashion-mnist"] else f"{Path(data[0]).stem} {args.reference}", load_images(data[0], args.reference, args.root)
+        raise BadInput(f"these models were trained on {' and '.join(data)}: score each alone, or give one --reference")
+    name = args.reference if data == ["fashion-mnist"] else f"{Path(data[0]).stem} {args.reference}"
+    return name, load_images(data[0], args.reference, args.root)
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("sources", nargs="*", type=cli.path, metavar="SOURCE", help="a model.pt, a run's folder, or images: an .npy file of uint8 (N, H, W) or "
-        "(N, C, H, W), or a folder of images")
-    add("--features", choices=["inception", "fashion"], default="inception",
-        help="inception: those of published FIDs, hours on a CPU; fashion: for a quick look at 28 x 28 garments, without a download")
-    add("--dims", type=number(int, 1), help="features of an earlier layer, averaged over the image, as pytorch-fid's --dims: " + "; ".join(
-        f"{', '.join(map(str, dims))} of {name}" for name, dims in DIMS.items()) + " (default: the last)")
-    add("--samples", type=number(int, K + 1), nargs="+", help="images of each source, one count or several; the FID falls as they grow "
-        "(default: 10000 of a model; of a file or folder all, or so many at random)")
-    add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of what the models were trained on, "
-        "or another data set, .npy file or folder")
+    add("sources", nargs="*", type=cli.path, metavar="SOURCE", help="a model.pt, a run's folder, or images: an .npy "
+        "file of uint8 (N, H, W) or (N, C, H, W), or a folder of images")
+    add("--features", choices=["inception", "fashion"], default="inception", help="inception: those of published FIDs, "
+        "hours on a CPU; fashion: for a quick look at 28 x 28 garments, without a download")
+    depths = "; ".join(f"{', '.join(map(str, dims))} of {name}" for name, dims in DIMS.items())
+    add("--dims", type=number(int, 1), help="features of an earlier layer, averaged over the image, as pytorch-fid's "
+        f"--dims: {depths} (default: the last)")
+    add("--samples", type=number(int, K + 1), nargs="+", help="images of each source, one count or several; the FID "
+        "falls as they grow (default: 10000 of a model; of a file or folder all, or so many at random)")
+    add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of "
+        "what the models were trained on, or another data set, .npy file or folder")
     add("--csv", type=cli.path, metavar="FILE", help="append the results to this table")
-    add("--table", action="store_true", help="print quality, coverage and speed: all of --csv if given, else these results")
+    add("--table", action="store_true", help="print quality, coverage, speed: all of --csv if given, or these results")
     add("--plot", type=cli.path, metavar="FILE", help="draw FID against T as PNG, of the same")
-    add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; downloaded if not given")
-    add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and for the reference's statistics in DIR/fid")
+    add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; else downloaded")
+    add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and, "
+        "in DIR/fid, for the reference's statistics")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     if not (args.sources or args.csv and (args.plot or args.table)):
@@ -260,8 +281,8 @@ def main(argv=None):
     for path, row in score(args) if args.sources else ():
         rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
         details = ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c])
-        print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, recall {float(row['recall']):.3f}, "
-              f"IS {float(row['inception_score']):.2f} ({details})")
+        print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, "
+              f"recall {float(row['recall']):.3f}, IS {float(row['inception_score']):.2f} ({details})")
     if args.table:
         print_table(rows)
     if args.plot:

@@ -13,19 +13,20 @@ import torch.nn.functional as F
 
 
 def at(table, t, like):
-    """diffusion.at: table[t] for t of shape (B,), as (B, 1, ..., 1). Here too, so that this file can be carried away with torch alone."""
+    """diffusion.at: table[t] for t of shape (B,), as (B, 1, ..., 1). Here too, so that this file needs torch alone."""
     return table[t].view(-1, *[1] * (like.dim() - 1))
 
 
 def critic_values(V):
-    """V in float32. Raises ValueError unless it is one number an image, (B,): (B, 1) would be averaged wrongly, unnoticed."""
+    """V in float32. ValueError unless it is one number an image, (B,): (B, 1) would be averaged wrongly, unnoticed."""
     if V.dim() != 1:
-        raise ValueError(f"a critic's output has shape {tuple(V.shape)}: it must be (B,), one number an image; squeeze it")
+        raise ValueError(f"a critic's output has shape {tuple(V.shape)}: it must be (B,), one number an image: "
+                         "squeeze it")
     return V.float()
 
 
 def gaps(V_real, V_fake, t, T):
-    """V(real) - V(fake) by t, for the log: its sum and its count for each t = 0..T, two (T+1,). Near 0 the critic is at chance."""
+    """V(real) - V(fake) for the log, sum and count for each t = 0..T, two (T+1,). Near 0 the critic is at chance."""
     one_hot = F.one_hot(t, T + 1).float()  # (B,) -> (B, T+1)
     return (V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0)
 
@@ -113,7 +114,7 @@ OBJECTIVES = {
         g=lambda V: V,
         f_star_g=lambda V: torch.exp(V - 1),
     ),
-    "pearson": FDivergence(  # f on the whole line: on u >= 0 alone f* would be flat below t = -2, and G without gradient
+    "pearson": FDivergence(  # f on the whole line: on u >= 0 alone f* is flat below t = -2, and G has no gradient
         f=lambda u: (u - 1) ** 2,
         df=lambda u: 2 * (u - 1),
         f_star=lambda t: t**2 / 4 + t,
@@ -138,7 +139,7 @@ def discriminator_loss(V_real, V_fake, objective):
 
 
 def minimax_loss(V_fake, objective):
-    """G's part of the same bound, which it minimises: -E_p[f*(g_f(V))], the second terms of (21), (24), (27), v2 (31)."""
+    """G's part of the bound, which it minimises: -E_p[f*(g_f(V))], the second terms of (21), (24), (27), v2 (31)."""
     return -objective.f_star_g(critic_values(V_fake)).mean()
 
 
@@ -159,7 +160,7 @@ def r1_penalty(D, x_prev, x_t, t):
 
 
 def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
-    """E (||grad V|| - 1)^2 between real and fake x_{t-1} at fixed (x_t, t) (Gulrajani et al. 2017, eq. (3)): K = 1 in v2 (31)."""
+    """E (||grad V|| - 1)^2 between real and fake x_{t-1}, K = 1 in v2 (31) (Gulrajani et al. 2017, eq. (3))."""
     u = torch.rand(len(x_prev), *[1] * (x_prev.dim() - 1), device=x_prev.device)  # (B, 1, ..., 1)
     return (gradient_norm(D, u * x_prev + (1 - u) * x_prev_fake, x_t, t) - 1).square().mean()
 
@@ -167,7 +168,7 @@ def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
 def gradient_norm(D, x_prev, x_t, t):
     """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights.
 
-    Discriminator compares images four by four: its V depends on three neighbours, and this is the gradient of the four's sum.
+    Discriminator compares images four by four: its V depends on three neighbours, and this is the gradient of the sum.
     """
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
@@ -175,10 +176,11 @@ def gradient_norm(D, x_prev, x_t, t):
 
 
 def energy_score(x_0, x_0_fake, x_0_fake_2):
-    """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score of Gneiting and Raftery 2007, eq. (21). Ours here.
+    """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score, Gneiting, Raftery 2007, eq. (21).
 
-    x_0 ~ q(x_0 | x_t) and two draws g, g' = G(x_t, z, t), G(x_t, z', t) for each x_t, all (B, ...). A strictly proper scoring rule:
-    it is smallest only where g is distributed as x_0 is, given x_t, so that a G that ignores z pays the second term.
+    Ours here. x_0 ~ q(x_0 | x_t) and two draws g, g' = G(x_t, z, t), G(x_t, z', t) for each x_t, all (B, ...). A
+    strictly proper scoring rule: it is smallest only where g is distributed as x_0 is, given x_t, so that a G that
+    ignores z pays the second term.
     """
     def distance(a, b):
         return (a - b).flatten(1).norm(dim=1) / a[0].numel() ** 0.5  # (B, ...) -> (B,); where a = b its gradient is 0
@@ -194,7 +196,7 @@ def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     """Eq. (6): KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) for each x_t, in nats: (B, ...) -> (B,).
 
     p_theta has the posterior's variance, beta_t with variance="beta", or that of each pixel, a tensor (B, ...). Defined
-    for t >= 2; at t = 1 the posterior's is 0, the bound has another term there (decoder_nll), and the result is NaN or infinite.
+    for t >= 2; at t = 1 the posterior's is 0, the result NaN or infinite, and the bound's term another: decoder_nll.
     """
     tables = diffusion.beta, diffusion.alpha, diffusion.beta_tilde, diffusion.one_minus_alpha_bar
     beta, alpha, beta_tilde, noise = (at(table, t, like=eps) for table in tables)
@@ -207,18 +209,19 @@ def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
 
 
 def decoder_nll(x_0, mean, variance):
-    """L_0 = -log p_theta(x_0 | x_1) of images on 256 levels in [-1, 1], in nats: (B, ...) -> (B,). Ho et al. 2020, eq. (13).
+    """L_0 = -log p_theta(x_0 | x_1) of images on 256 levels in [-1, 1], in nats: (B, ...) -> (B,), Ho et al. 2020 (13).
 
     A level has what N(mean, variance) holds within 1/255 of it, the lowest and the highest also what is beyond.
     """
     x_0, mean, sigma = x_0.double(), mean.double(), variance.double() ** 0.5
-    below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))  # ndtr: N(0, 1)'s distribution function
+    # ndtr: the distribution function of N(0, 1)
+    below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))
     above = torch.where(x_0 > 0.999, 1, torch.special.ndtr((x_0 + 1 / 255 - mean) / sigma))
-    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12 is the tail beyond 7 sigma
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12 is beyond 7 sigma
 
 
 def prior_kl(x_0, diffusion):
-    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, which nothing can be trained on: (B, ...) -> (B,). Ho et al. 2020, eq. (5)."""
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, where nothing is learned: (B, ...) -> (B,). Ho et al. 2020, (5)."""
     alpha_bar, variance = diffusion.alpha_bar[-1], diffusion.one_minus_alpha_bar[-1]
     return 0.5 * (alpha_bar * x_0**2 + variance - 1 - torch.log(variance)).flatten(1).sum(1)
 
@@ -227,10 +230,11 @@ def prior_kl(x_0, diffusion):
 
 
 def forward_nll(x_t, x_prev, t, diffusion):
-    """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension; both (B, ...). Xu et al. 2023, (8)-(13).
+    """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension. Xu et al. 2023, (8)-(13).
 
-    With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion q(x_t | x_{t-1}); with C_psi(x_{t-1}, t) in
-    its place, minus the largest log-likelihood that C_psi reaches. Their difference is the AFD term: with the best C_psi
+    Both are (B, ...). With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion q(x_t | x_{t-1});
+    with C_psi(x_{t-1}, t) in its place, minus the largest log-likelihood that C_psi reaches. Their difference is the
+    AFD term: with the best C_psi
     E ||E[x_t | x_{t-1}] - sqrt(alpha_t) x_{t-1}||^2 / (2 beta_t) <= KL(p_theta(x_t | x_{t-1}) || q(x_t | x_{t-1})).
     """
     alpha, beta = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta))  # (B, 1, ..., 1)

@@ -29,7 +29,7 @@ def computes_in_bf16(device):
 
 
 def load(path, device=None):
-    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights; default: on the GPU if there is one.
+    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights; on the GPU if any.
 
     Raises BadInput for a file that is missing, damaged or not one of ours.
     """
@@ -39,7 +39,7 @@ def load(path, device=None):
         model = Model(saved["args"], device)
         model.network.load_state_dict(saved["weights"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not fit this project's networks ({one_line(error)[:99]}): train it again") from error
+        raise BadInput(f"{path} does not fit these networks ({one_line(error)[:99]}): train it again") from error
     if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
     model.network.eval().requires_grad_(False)
@@ -73,7 +73,8 @@ class Model:
     def __init__(self, args, device="cpu"):
         args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
-        self.shape, self.z_dim, self.learned = tuple(args["shape"]), args["network"].get("z_dim", 0), args["network"].get("learned", False)
+        self.shape = tuple(args["shape"])
+        self.z_dim, self.learned = args["network"].get("z_dim", 0), args["network"].get("learned", False)
         self.diffusion = Diffusion(self.T, args["schedule"], device)
         more = {} if self.method == "DDPM" else {"alpha_bar": self.diffusion.alpha_bar, "size": self.shape[1:]}
         self.network = NETWORKS[self.method](**args["network"], **more).to(device)
@@ -84,13 +85,13 @@ class Model:
         return f"DDGAN {self.args.get('objective', 'js')}" if self.method == "DDGAN" else self.method
 
     def autocast(self, amp=None):
-        """bfloat16 autocast as amp says; default: where the hardware has it, but not for what was trained with --no-amp."""
+        """bfloat16 autocast as amp says; default: where the hardware has it, unless trained with --no-amp."""
         amp = self.args.get("amp") if amp is None else amp
         amp = computes_in_bf16(self.device) if amp is None else amp
         return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
 
     def eps_theta(self, x_t, t):
-        """The noise in x_t by a DDPM, whichever of PREDICTIONS its network was trained for: (B, ...), (B,) -> (B, ...)."""
+        """The noise in x_t by a DDPM, whichever of PREDICTIONS its network has learned: (B, ...), (B,) -> (B, ...)."""
         return self.eps_and_v(x_t, t)[0]
 
     def eps_and_v(self, x_t, t):
@@ -105,31 +106,33 @@ class Model:
     def sampler(self, sampler=None, steps=None, eta=None, variance=None, start=None):
         """The function x_t -> x_0 that the flags ask for, and its network evaluations per image.
 
-        start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps from
-        there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta" (default:
-        the learned one, if there is, or beta_tilde).
+        start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps
+        from there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta"
+        (default: the learned one, if there is, or beta_tilde).
         Raises BadInput for what this method does not have.
         """
         start = self.T if start is None else start
         if not 1 <= start <= self.T:
             raise BadInput(f"--from {start} is no step of this {self.method}: choose from 1 to {self.T}")
-        for flag, value, good in (("--sampler", sampler, (None, "ancestral", "ddim")), ("--variance", variance, (None, "beta_tilde", "beta"))):
-            if value not in good:
-                raise BadInput(f"{flag} {value} is unknown: choose {' or '.join(good[1:])}")
+        known = {"--sampler": (sampler, "ancestral", "ddim"), "--variance": (variance, "beta_tilde", "beta")}
+        for flag, (value, *good) in known.items():
+            if value not in (None, *good):
+                raise BadInput(f"{flag} {value} is unknown: choose {' or '.join(good)}")
         if not (eta is None or 0 <= eta <= 1) or not (steps is None or steps >= 1):
             raise BadInput(f"--eta {eta}, --steps {steps}: eta lies between 0 and 1, and steps are 1 or more")
         if self.method != "DDPM":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
-                    raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} steps: leave it out")
+                    raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} "
+                                   "steps: leave it out")
             return lambda x_t: self.diffusion.strided(start, start).ddgan(self.network, x_t, self.z_dim), start
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
         if variance is not None and sampler == "ddim":
             raise BadInput(f"--variance {variance} is for --sampler ancestral: leave it out, or give DDIM an --eta")
         if steps is not None and steps > start:
-            raise BadInput(f"--steps {steps} is more than " + (f"--from {start}" if start < self.T else f"this checkpoint's T = {self.T}")
-                           + f": choose from 1 to {start}")
+            most = f"--from {start}" if start < self.T else f"this checkpoint's T = {self.T}"
+            raise BadInput(f"--steps {steps} is more than {most}: choose from 1 to {start}")
         process = self.diffusion.strided(steps or start, start)
         if sampler == "ddim":
             return lambda x_t: process.ddim(self.eps_theta, x_t, eta or 0.0), process.T
@@ -138,7 +141,7 @@ class Model:
         return lambda x_t: process.ancestral(self.eps_theta, x_t, variance or "beta_tilde"), process.T
 
     def fast_sampler(self):
-        """The arguments of `sampler` for a look at a model in training: DDIM with 50 steps for a DDPM, none for the others."""
+        """The arguments of `sampler` for a look at a model in training: DDIM with 50 steps for a DDPM, else none."""
         return {"sampler": "ddim", "steps": min(50, self.T)} if self.method == "DDPM" else {}
 
     def generate(self, n, seed=0, batch=500, amp=None, progress=False, edit=None, **sampler_arguments):
@@ -146,8 +149,8 @@ class Model:
 
         edit: uint8 (n, C, H, W), what to begin from, noised to t = `start` by eq. (2), instead of x_T ~ N(0, I).
         A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
-        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, and for a start
-        below T without an edit.
+        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, and for a
+        start below T without an edit.
         """
         sample, _ = self.sampler(**sampler_arguments)
         start = sampler_arguments.get("start") or self.T
@@ -166,30 +169,32 @@ class Model:
                 try:
                     images.append(to_uint8(sample(x_t)).cpu())
                 except ValueError as error:
-                    raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train it again") from error
+                    raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train "
+                                   "it again") from error
                 bar.update(len(x_t))
         return torch.cat(images)
 
     @torch.no_grad()
     def predict_x_0(self, x_t, t):
-        """x_0 as it is predicted from x_t at once, (B, ...): the mean by a DDPM, else G(x_t, z, t) with a z for each."""
+        """x_0 as it is predicted from x_t at once, (B, ...): a DDPM's mean, else G(x_t, z, t) with a z for each."""
         if self.method == "DDPM":
             return self.diffusion.x_0_from_eps(x_t, self.eps_theta(x_t, t), t).clamp(-1, 1)
         return self.network(x_t, torch.randn(len(x_t), self.z_dim, device=x_t.device), t)
 
 
 def split_v(output, x_t):
-    """A denoiser's output (B, C or 2 C, ...) as its prediction (B, C, ...) and v in about [0, 1], or None: 2 v - 1 is the second half."""
+    """A denoiser's output (B, C or 2 C, ...) as its prediction (B, C, ...) and v, or None: 2 v - 1 is the rest."""
     C = x_t.shape[1]
     return output[:, :C], (output[:, C:] + 1) / 2 if output.shape[1] > C else None
 
 
 def eps_from(predict, output, x_t, t, diffusion):
-    """eps by a network that predicts "eps", "x_0" or "mean", the posterior's: output (B, ...) -> (B, ...); Ho et al. 2020, sec. 3.2."""
+    """eps from the output (B, ...) of a network that predicts "eps", "x_0" or "mean"; Ho et al. 2020, sec. 3.2."""
     if predict == "x_0":
         return diffusion.eps_from_x_0(x_t, output, t)
     if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)
-        alpha, beta, variance = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta, diffusion.one_minus_alpha_bar))
+        tables = diffusion.alpha, diffusion.beta, diffusion.one_minus_alpha_bar
+        alpha, beta, variance = (at(table, t, like=x_t) for table in tables)
         return (x_t - torch.sqrt(alpha) * output) * torch.sqrt(variance) / beta
     return output
 
@@ -201,15 +206,16 @@ def add_sampler_flags(parser):
     """The flags of `Model.sampler` and `Model.generate`, for sample.py and fid.py."""
     flag = parser.add_argument
     flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (default: ancestral), or DDIM")
-    flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps out of its T, or of 1..t with --from (default: all)")
-    flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral sampling)")
-    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: what was learned, or the "
-         "posterior's, beta_tilde)")
+    flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps of its T, or of 1..t with --from "
+         "(default: all)")
+    flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral)")
+    flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: "
+         "what was learned, or the posterior's, beta_tilde)")
     flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
-    flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; another batch, or "
-         "another number of images, draws other images from the same seed")
+    flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; "
+         "another batch, or another number of images, draws other images from the same seed")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to sample")
-    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware computes in it)")
+    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast (default: where the hardware has it)")
 
 
 def sampler_flags(args, models):

@@ -1,7 +1,4 @@
-"""A training run: its flags, its data, its folder with EMA, log, checkpoints and grids, how it stops and is resumed.
-
-train_ddpm.py is the shortest example.
-"""
+"""A training run: its flags, its data, its folder with EMA, log, checkpoints and grids, how it stops and is resumed."""
 
 import argparse
 import contextlib
@@ -28,7 +25,7 @@ from unet import PRESETS, preset
 
 NOT_SAVED = {"device", "out", "resume", "help"}  # where and how it runs, not what is trained
 NO_FLAGS = {"method", "schedule", "shape", "network", "step"}  # what a checkpoint says besides the trainer's flags
-CHANGEABLE = {"every", "amp", "steps", "data", "root"}  # flags that may be given anew with --resume; steps may only grow
+CHANGEABLE = {"every", "amp", "steps", "data", "root"}  # flags that --resume may change; steps may only grow
 
 
 def training_parser(doc, T, out):
@@ -37,29 +34,29 @@ def training_parser(doc, T, out):
     flag = parser.add_argument
     flag("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this text and exit")
     flag("--T", type=number(int, 1, 10**6), default=T, help="denoising steps T")
-    flag("--data", type=cli.path, default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, stacked, an .npy file of uint8 (N, H, W) or "
-         "(N, C, H, W), or a folder of images of one size")
+    flag("--data", type=cli.path, default="fashion-mnist", help="images: fashion-mnist, mnist, kmnist, cifar10, "
+         "stacked, an .npy file of uint8 (N, H, W) or (N, C, H, W), or a folder of images of one size")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     flag("--preset", choices=list(PRESETS), help="sizes of the networks (unet.py) and length of the run")
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
     flag("--width", type=number(int, 8, 8192), help="channels at the highest resolution, a multiple of 8")
-    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average that is sampled from")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average, which is sampled")
     flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
-    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware computes in it")
+    flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware has it")
     flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
     flag("--out", type=cli.path, default=out, help="folder of the run")
-    flag("--resume", action="store_true", help="continue the run in --out where its last checkpoint ends; more --steps lengthen it")
+    flag("--resume", action="store_true", help="continue the run in --out; more --steps lengthen it")
     return parser
 
 
 def parse(parser, argv, cpu, depends=lambda args: {}):
     """The arguments of a trainer: a namespace of all flags of training_parser's parser. --help prints them and exits.
 
-    argv: a list of strings, or None for the command line. cpu: defaults that go with --preset cpu; depends(args): defaults
-    that follow from other flags. With --resume the run's own arguments take the place of all defaults, and BadInput
-    names a flag that contradicts them.
+    argv: a list of strings, or None for the command line. cpu: defaults that go with --preset cpu; depends(args):
+    defaults that follow from other flags. With --resume the run's own arguments take the place of all defaults, and
+    BadInput names a flag that contradicts them.
     """
     defaults = vars(parser.parse_args([]))
     untyped = object()  # argparse leaves alone what the namespace already has, unless it is typed
@@ -70,13 +67,15 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
         saved = read_checkpoint(path)["args"]
         foreign = saved.keys() - defaults.keys() - NO_FLAGS
         if foreign:
-            raise BadInput(f"{path} has --{min(foreign).replace('_', '-')}, which this trainer lacks: resume it with the one that began it")
+            flag = min(foreign).replace("_", "-")
+            raise BadInput(f"{path} has --{flag}, which this trainer lacks: resume it with the one that began it")
         for name in typed.keys() - NOT_SAVED:
             value, given = saved.get(name, defaults[name]), typed[name]  # a flag newer than the run: its default
             flag = f"--{name.replace('_', '-')} {given}"
             if given != value and name not in CHANGEABLE or name == "steps" and given < value:
                 more = ", or give more" if name == "steps" else ""
-                raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out{more}, or choose another --out")
+                raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out{more}, or choose "
+                               "another --out")
         defaults |= {name: saved[name] for name in defaults.keys() & saved.keys()}
     else:
         defaults["preset"] = "gpu" if (defaults | typed)["device"].type == "cuda" else "cpu"
@@ -100,7 +99,7 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
 class Run:
     """A training run in its folder: images, model and EMA, progress, log, checkpoints, and how to stop.
 
-    `steps` yields until --steps are done. At every --every steps, at the end, and on Ctrl-C, SIGTERM or SIGHUP it writes
+    `steps` yields until --steps are done. Every --every steps, at the end, and on Ctrl-C, SIGTERM or SIGHUP it writes
     checkpoint.pt (everything), model.pt (EMA weights in float16), log.csv and a grid of EMA samples. A loss that is
     not finite ends the run and leaves those files as they were.
     """
@@ -109,31 +108,34 @@ class Run:
         """args: what `parse` returned; network: more arguments of the method's. Writes nothing; may raise BadInput."""
         self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
-        self.saved = read_checkpoint(self.path) if args.resume else None
-        if self.saved:
-            if self.saved["args"]["method"] != method or "training" not in self.saved:
-                raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
-        else:
+        self.saved = read_checkpoint(self.path) if args.resume else {}
+        saved = self.saved.get("args", {})
+        if not saved:
             self._refuse_a_folder_in_use()
+        elif saved["method"] != method or "training" not in self.saved:
+            raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
         if args.width and args.width % 8:
             raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
-        sizes = {name: self.saved["args"]["network"][name] if self.saved else size for name, size in preset(args.preset, args.width).items()}
+        sizes = preset(args.preset, args.width)
+        sizes |= {name: saved["network"][name] for name in sizes if saved}
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
-        if self.saved and tuple(self.saved["args"].get("shape", (C, H, W))) != (C, H, W):
+        before = tuple(saved.get("shape", (C, H, W)))
+        if before != (C, H, W):
             raise BadInput(f"--data {args.data}: its images are {C} x {H} x {W} now, and those of {self.path} were "
-                           f"{' x '.join(map(str, self.saved['args']['shape']))}: give the images that it was begun with")
+                           f"{' x '.join(map(str, before))}: give the images that it was begun with")
         stride = sizes["fold"] * 2 ** (len(sizes["mult"]) - 1)
         if H % stride or W % stride:
             low, high = ([n // stride * stride or stride for n in (H + add, W + add)] for add in (0, stride - 1))
-            raise BadInput(f"--data {args.data}: its images of {H} x {W} do not fit the networks, whose sides are multiples of "
-                           f"{stride}: cut or enlarge them to {low[0]} x {low[1]} or {high[0]} x {high[1]}")
+            raise BadInput(f"--data {args.data}: {H} x {W} images do not fit the networks, whose sides are multiples "
+                           f"of {stride}: cut or enlarge them to {low[0]} x {low[1]} or {high[0]} x {high[1]}")
         self.images, self.sizes = self.images.to(args.device), {**sizes, "channels": C}  # sizes: of all networks
         flags = {name: value for name, value in vars(args).items() if name not in NOT_SAVED}
         self.amp = computes_in_bf16(args.device) if args.amp is None else args.amp
         torch.manual_seed(args.seed)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-        self.model = Model({"method": method, "schedule": "vp", **flags, "shape": (C, H, W), "network": {**self.sizes, **network}}, args.device)
+        self.model = Model({"method": method, "schedule": "vp", **flags, "shape": (C, H, W),
+                            "network": {**self.sizes, **network}}, args.device)
         self.diffusion = self.model.diffusion
         self.ema = MovingAverage(self.model.network, args.ema)
         self.step, self.seconds, self.rows, self.sums = 0, 0.0, [], {}
@@ -150,11 +152,11 @@ class Run:
                 self._restore(self.saved.pop("training"))
             count = sum(p.numel() for p in self.model.network.parameters())
             N, C, H, W = self.images.shape
-            print(f"{self.model.label}, T = {args.T}, {count / 1e6:.2f} M parameters, on {args.data} ({N} images, {C} x {H} x {W}): "
-                  f"{args.steps} steps of {args.batch}, preset {args.preset}, {args.device}, "
+            print(f"{self.model.label}, T = {args.T}, {count / 1e6:.2f} M parameters, on {args.data} ({N} images, "
+                  f"{C} x {H} x {W}): {args.steps} steps of {args.batch}, preset {args.preset}, {args.device}, "
                   f"{'bfloat16' if self.amp else 'float32'}, into {args.out}", file=sys.stderr)
-            bar = tqdm(total=args.steps * args.batch, initial=self.step * args.batch, unit="img", mininterval=0.5 if sys.stderr.isatty() else 60)
-            with bar:
+            with tqdm(total=args.steps * args.batch, initial=self.step * args.batch, unit="img",
+                      mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
                 start = time.perf_counter() - self.seconds
                 while self.step < args.steps:
                     yield
@@ -176,10 +178,7 @@ class Run:
         print(f"{args.out}/model.pt: {self.step} steps; draw by sample.py, score by fid.py", file=sys.stderr)
 
     def log(self, **values):
-        """Add this step's values to the means that the next line of log.csv will hold.
-
-        A value is a scalar tensor, or a pair (sum, count) of tensors of shape (T+1,): one mean for each t = 1..T.
-        """
+        """Add this step's values to the next row's means: scalar tensors, or pairs (sum, count) by t of size (T+1,)."""
         for name, value in values.items():
             total, count = value if isinstance(value, tuple) else (value, torch.ones(()))
             old_total, old_count = self.sums.get(name, (0, 0))
@@ -192,8 +191,8 @@ class Run:
         found = [name for name in ("checkpoint.pt", "model.pt", "log.csv") if (out / name).exists()]
         found += sorted(path.name for path in out.glob("samples-*.png"))
         if found:
-            advice = "add --resume to continue that run, or choose another --out" if found[0] == "checkpoint.pt" else "choose another --out"
-            raise BadInput(f"{out / found[0]} exists, and a run is never overwritten: {advice}")
+            advice = "add --resume to continue that run, or " if found[0] == "checkpoint.pt" else ""
+            raise BadInput(f"{out / found[0]} exists, and a run is never overwritten: {advice}choose another --out")
 
     @contextlib.contextmanager
     def _claimed_folder(self):
@@ -231,8 +230,8 @@ class Run:
     def _note_row(self):
         row = {"step": self.step, "seconds": round(self.seconds, 1), **self._means()}
         if abs(row.get("gap_1", 1)) < 0.1:  # with bad samples that is a failed run, no equilibrium
-            tqdm.write(f"step {self.step}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, so D is at chance. If the samples "
-                       "are bad: lower --lr-g or raise --lr-d", file=sys.stderr)
+            tqdm.write(f"step {self.step}: V(real) - V(fake) is {row['gap_1']:.3f} at t = 1, so D is at chance. If the "
+                       "samples are bad: lower --lr-g or raise --lr-d", file=sys.stderr)
         self.rows.append(row)
         self.sums = {}
 
@@ -250,16 +249,17 @@ class Run:
             torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
         save_grid(grid, out / f"samples-{self.step:06d}.png")
         if self.rows:
-            with write_atomically(out / "log.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            with write_atomically(out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
                 writer = csv.DictWriter(file, list(self.rows[0]))
                 writer.writeheader()
                 writer.writerows(self.rows)
         training = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
-            "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
         }
-        with write_atomically(self.path) as temporary:  # last: a run that dies before it writes the other files again when resumed
+        with write_atomically(self.path) as temporary:  # last: a run that dies before writes the other files again
             torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
 
     def _restore(self, training):
@@ -278,7 +278,7 @@ class Run:
                 torch.cuda.set_rng_state(training["random_cuda"], to)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = one_line(error)[:99]  # load_state_dict names every weight
-            raise BadInput(f"{self.path} does not fit this version of the trainer ({reason}): begin a new run") from error
+            raise BadInput(f"{self.path} does not fit this trainer's version ({reason}): begin a new run") from error
 
 
 class MovingAverage(AveragedModel):

@@ -3,7 +3,7 @@
     python sample.py weights/ddgan.pt                                  # a grid of 64 in samples.png
     python sample.py weights/ddpm.pt weights/ddgan.pt --sampler ddim --steps 50 -n 12
     python sample.py weights/ddgan.pt -n 10000 --npy samples.npy       # for fid.py, or any other FID
-    python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: what x_0 may x_t have come from?
+    python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: from which x_0 may x_t be?
     python sample.py weights/ddgan.pt --edit sketch.png --from 2 -n 8  # garments along a sketch
     python sample.py weights/ddpm.pt weights/ddgan.pt --chain          # x_T, ..., x_0, and what is predicted on the way
 
@@ -28,7 +28,7 @@ from model import add_sampler_flags, load, sampler_flags
 
 
 def denoise(model, x_0, s, draws, seed=0):
-    """Noise each x_0, uint8 (n, C, H, W), to t = s T, and predict it back: uint8 x_t and, `draws` times, x_0 (n, draws, C, H, W).
+    """Noise each x_0, uint8 (n, C, H, W), to t = s T, and predict it back: uint8 x_t and x_0 (n, draws, C, H, W).
 
     Raises BadInput if s T is no step of the model.
     """
@@ -55,7 +55,8 @@ def load_picture(path, shape):
         with Image.open(path) as image:
             picture = np.array(ImageOps.fit(opaque(image, "L" if C == 1 else "RGB"), (W, H)))
     except Exception as error:  # a damaged file can raise nearly anything
-        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another image file") from error
+        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another "
+                       "image file") from error
     return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
 
 
@@ -75,7 +76,8 @@ def save_columns(columns, path):
     """Write a figure of columns side by side, each a title and uint8 images (n, k, C, H, W) in n rows of k."""
     n = len(columns[0][1])
     widths = [images.shape[1] for _, images in columns]
-    figure, axes = subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n + 0.4), width_ratios=widths, layout="constrained")
+    figure, axes = subplots(1, len(columns), figsize=(0.6 * sum(widths), 0.6 * n + 0.4), width_ratios=widths,
+                            layout="constrained")
     for axis, (title, images) in zip(axes, columns):
         axis.imshow(image_grid(images.flatten(0, 1), columns=images.shape[1]), interpolation="nearest")
         axis.set_title(title, fontsize=8)
@@ -94,7 +96,8 @@ def draw_denoising(args, models):
     columns = [("x_0", x_0[:, None])]
     for model in models:
         if model.shape != tuple(x_0.shape[1:]):
-            raise BadInput(f"--data {data} has images of shape {tuple(x_0.shape[1:])}, and a {model.label} of {model.shape}: give others")
+            raise BadInput(f"--data {data} has images of shape {tuple(x_0.shape[1:])}, and a {model.label} of "
+                           f"{model.shape}: give others")
         title, draws = "G(x_t, z, t) for six z", 6
         if model.method == "DDPM":
             title, draws = "mean", 1
@@ -108,7 +111,7 @@ def draw_denoising(args, models):
 
 
 def chain(model, n, seed=0, amp=None, **sampler_arguments):
-    """Draw n images and keep what was on the way: a list of (t, x_t, predicted x_0), t falling, both uint8 (n, C, H, W)."""
+    """Draw n images, all on the way kept: a list of (t, x_t, predicted x_0), both uint8 (n, C, H, W), t falling."""
     steps = []
 
     def note(network, inputs, output):
@@ -123,7 +126,7 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
 
 
 def draw_chain(args, models, flags, edits):
-    """--chain: for each model one sample at up to eleven times, and below what is predicted of x_0 there; a .gif moves."""
+    """--chain: for each model one sample at up to eleven times, and below the x_0 predicted there; a .gif moves."""
     moves = args.out.lower().endswith(".gif")
     n = min(args.n, 64) if moves else 1
     chains = [chain(model, n, args.seed, args.amp, edit=edit if edit is None else edit[:n], **arguments)
@@ -141,7 +144,7 @@ def draw_chain(args, models, flags, edits):
 
 
 def save_gif(names, chains, path, frames=50):
-    """Write chains side by side as a GIF of seven seconds: x_t above, the predicted x_0 below, all chains in the same time."""
+    """Write chains side by side as a GIF of seven seconds: x_t above, the predicted x_0 below, all in the same time."""
     from PIL import Image
 
     figure, axes = subplots(2, len(chains), figsize=(3 * len(chains), 6.3), squeeze=False, layout="constrained")
@@ -163,13 +166,15 @@ def save_gif(names, chains, path, frames=50):
         figure.savefig(png, format="png", dpi=80)  # all of one size, so not save_figure's
         pictures.append(Image.open(png).convert("P", palette=Image.Palette.ADAPTIVE))
     with write_atomically(path) as temporary:
-        pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=[80] * frames + [3000], loop=0)
+        durations = [80] * frames + [3000]
+        pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def names_of(args, models, evaluations):
-    """The models' names for a figure, with a DDPM's sampler and its network evaluations, and with the file's where two are alike."""
-    names = [f"{model.label}, T = {model.T}" + (f", {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else "")
-             for model, nfe in zip(models, evaluations)]
+    """The models' names for a figure, with a DDPM's sampler and evaluations, with the file's where two are alike."""
+    names = [f"{model.label}, T = {model.T}" for model in models]
+    names = [f"{name}, {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else name
+             for name, model, nfe in zip(names, models, evaluations)]
     return [name if names.count(name) == 1 else f"{name}\n{label(path)}" for name, path in zip(names, args.checkpoints)]
 
 
@@ -177,17 +182,18 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
-    flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a row, "
-         "after --edit's picture; --chain the first")
+    flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a "
+         "row, after --edit's picture; --chain the first")
     flag("--out", type=cli.path, default="samples.png", help="the grid; several checkpoints: one labelled row each")
-    flag("--npy", type=cli.path, metavar="FILE", help="the raw images too: uint8 (N, C, H, W), checkpoint after checkpoint")
-    flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to t = S T "
-         "and show what each model predicts of x_0 at once, a DDPM the mean, the others six draws")
-    flag("--edit", type=cli.path, metavar="FILE", help="begin from this picture, fitted to the model and noised to t as --from says, "
-         "instead of from noise")
-    flag("--from", type=number(int, 1), dest="start", metavar="t", help="with --edit: near 1 the picture stays, near T it is forgotten")
-    flag("--chain", action="store_true", help="show the way of one image: x_t and the predicted x_0, at up to eleven times; "
-         "as an --out .gif, of -n images, at most 64")
+    flag("--npy", type=cli.path, metavar="FILE", help="the raw images too, uint8 (N, C, H, W), model after model")
+    flag("--denoise", type=number(float, above=0, high=1), metavar="S", help="no sampling: noise n test images to "
+         "t = S T and show what each model predicts of x_0 at once, a DDPM the mean, the others six draws")
+    flag("--edit", type=cli.path, metavar="FILE", help="begin from this picture, fitted to the model and noised to t "
+         "as --from says, instead of from noise")
+    flag("--from", type=number(int, 1), dest="start", metavar="t", help="with --edit: near 1 the picture stays, near T "
+         "it is forgotten")
+    flag("--chain", action="store_true", help="show the way of one image: x_t and the predicted x_0, at up to eleven "
+         "times; as an --out .gif, of -n images, at most 64")
     flag("--data", type=cli.path, help="the images for --denoise (default: what the first checkpoint was trained on)")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
@@ -201,25 +207,28 @@ def main(argv=None):
     if args.out.lower().endswith(".gif") and not args.chain:
         raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
     if args.chain and args.npy:
-        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one way, not many images: leave it out")
+        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one way, not many images: leave "
+                       "it out")
     if (args.edit is None) != (args.start is None):
         raise BadInput("--edit FILE and --from t belong together: give both, or neither")
     if args.npy and len({model.shape for model in models}) > 1:
         raise BadInput(f"--npy {args.npy}: these checkpoints draw images of different shapes; give one --npy to each")
     flags = [arguments | {"start": args.start} for arguments in sampler_flags(args, models)]
-    evaluations = [model.sampler(**arguments)[1] for model, arguments in zip(models, flags)]  # wrong flags are told before any image
+    # before any image, so that wrong flags are told first
+    evaluations = [model.sampler(**arguments)[1] for model, arguments in zip(models, flags)]
     edits = [load_picture(args.edit, model.shape).expand(args.n, -1, -1, -1) if args.edit else None for model in models]
     if args.chain:
         draw_chain(args, models, flags, edits)
         print(f"wrote {args.out}")
         return
     rows, report = [], []
-    for path, name, model, arguments, nfe, edit in zip(args.checkpoints, names_of(args, models, evaluations), models, flags, evaluations, edits):
+    names = names_of(args, models, evaluations)
+    for path, name, model, arguments, nfe, edit in zip(args.checkpoints, names, models, flags, evaluations, edits):
         start = time.perf_counter()
         images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, edit=edit, **arguments)
         rate = args.n / (time.perf_counter() - start)
-        report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {rate:.1f} images/s on {args.device} "
-                      f"(seed {args.seed}, batch {args.batch})")
+        report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {rate:.1f} images/s on "
+                      f"{args.device} (seed {args.seed}, batch {args.batch})")
         rows.append((name, images))
     if args.npy:
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:
@@ -230,7 +239,8 @@ def main(argv=None):
         save_grid(rows[0][1][:64], args.out)
     else:
         save_rows([(name, images[:20]) for name, images in rows], args.out)
-    print(*report, "wrote " + " and ".join(filter(None, (args.out, args.npy))), sep="\n")  # after the work: printing may fail
+    written = " and ".join(filter(None, (args.out, args.npy)))
+    print(*report, f"wrote {written}", sep="\n")  # after the work: printing may fail
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""25 Gaussians: the whole idea in minutes, without a download. Mode coverage, Xiao et al. 2022; Xu et al. 2023, sec. 5.1 and Table 1.
+"""25 Gaussians: the whole idea in minutes, without a download. Xiao et al. 2022; Xu et al. 2023, sec. 5.1 and Table 1.
 
     python toy.py                                # DDGAN, T = 4
     python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
     python toy.py --table                        # Xu et al. 2023, Table 1: 91 runs
 
-The networks are small MLPs; the steps of training and of sampling are those of the image scripts. Prints the modes
-covered, the share of high-quality samples and two distances to held-out data, and draws toy.png: the data, the samples,
-the way from x_T to x_0, and section 2.2's picture, all the x_0 from which one x_t may have come.
+Small MLPs, trained and sampled by the steps of the image scripts. Prints the modes covered, the share of good samples,
+two distances to held-out data; draws toy.png, with section 2.2's picture: the x_0 from which one x_t may have come.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
 import math
-import statistics
 import time
+from statistics import fmean
 
 import torch
 from scipy.stats import wasserstein_distance
@@ -48,7 +47,7 @@ def draw(n):
 
 
 def waves(x, octaves):
-    """Points with sines and cosines of their coordinates, each of half the last one's length: (B, 2) -> (B, 2 + 4 octaves).
+    """Points with sines and cosines of their coordinates, each half as long as the last: (B, 2) -> (B, 2 + 4 octaves).
 
     Without them an MLP cannot see modes so much narrower than their grid.
     """
@@ -61,7 +60,7 @@ class MLP(nn.Module):
 
     def __init__(self, T, c_in, c_out, width=128):
         super().__init__()
-        self.embed_t = nn.Embedding(T + 1, 32)  # learned: the sinusoids of 1, 2, 3, 4 are too much alike for so small a network
+        self.embed_t = nn.Embedding(T + 1, 32)  # learned: sinusoids of 1, 2, 3, 4 are too alike for so small a network
         self.layers = nn.Sequential(nn.Linear(32 + c_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                                     nn.Linear(width, width), nn.SiLU(), nn.Linear(width, c_out))
 
@@ -116,8 +115,9 @@ LR, BETAS, R1 = 2e-3, (0.5, 0.99), 0.005  # ours, as are the schedule and the ne
 LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D at half of lr_G
 
 
-def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy=0.0, afd=1.0, reg=1.0, z_dim=8, steps=6000, batch=256):
-    """Train one model: "ddpm", "gan", "ddgan" or "siddm"; returns its network, averaged, and its Diffusion. The rest are main's flags."""
+def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy=0.0, afd=1.0, reg=1.0, z_dim=8,
+          steps=6000, batch=256):
+    """Train a "ddpm", "gan", "ddgan" or "siddm": its averaged network, its Diffusion. The options are main's flags."""
     torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
     network = EpsTheta(T) if method == "ddpm" else Generator(T, z_dim)
@@ -137,9 +137,10 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
         elif method == "siddm":
             train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, afd=afd, reg=reg)
         else:
+            lazy_r1 = r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
             train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, OBJECTIVES[objective],
-                                   GENERATOR_LOSSES[recipe["generator"]], r1=r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0,
-                                   gp=recipe["gp"], drift=recipe["drift"], energy=energy)
+                                   GENERATOR_LOSSES[recipe["generator"]], r1=lazy_r1, gp=recipe["gp"],
+                                   drift=recipe["drift"], energy=energy)
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -178,14 +179,14 @@ def score(x, held_out):
     projected = zip((x @ directions).T.numpy(), (held_out @ directions).T.numpy())
     return {"modes": (share >= 1 / 25 / 5).sum().item(), "quality": good.float().mean().item(),
             "frechet": frechet_distance(*moments([x]), *moments([held_out])),
-            "sliced": statistics.fmean(wasserstein_distance(a, b) for a, b in projected)}
+            "sliced": fmean(wasserstein_distance(a, b) for a, b in projected)}
 
 
 # -- the picture ----------------------------------------------------------------------------------------------
 
 
 def true_posterior(x_t, t, diffusion, n):
-    """n draws (n, 2) from q(x_0 | x_t) for one x_t (2,) at t (1,), and its mean (2,): all that a DDPM predicts of it."""
+    """n draws (n, 2) from q(x_0 | x_t) for one x_t (2,) at t (1,), and its mean (2,), all that a DDPM predicts."""
     x_0 = draw(200_000)
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
     weight = torch.softmax(-(x_t - torch.sqrt(alpha_bar) * x_0).square().sum(1) / (2 * variance), dim=0)  # Bayes' rule
@@ -194,7 +195,7 @@ def true_posterior(x_t, t, diffusion, n):
 
 @torch.no_grad()
 def draw_figure(network, diffusion, path, z_dim, title, out):
-    """Data, samples, some ways from x_T to x_0, and section 2.2: which x_0 may this x_t have come from, and which does the network predict?"""
+    """Data, samples, ways from x_T to x_0; section 2.2: from which x_0 may x_t have come, which are predicted?"""
     figure, axes = subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
     axes[0].scatter(*draw(SAMPLES).T, **points)
@@ -208,7 +209,7 @@ def draw_figure(network, diffusion, path, z_dim, title, out):
     axes[2].scatter(*ways[-1].T, s=8, color="C0", label="x_0")
     axes[2].set_title("40 ways from x_T to x_0")
 
-    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # at T = 4 it is 1, the only step whose x_0 D sees un-noised
+    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # 1 at T = 4, where D sees clean x_0
     x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
     axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
@@ -238,20 +239,19 @@ TABLE = {  # method, lambda_AFD, the published values: {T: distance}
 
 
 def table(first_seed, seeds=7, z_dim=8, **options):
-    """Print Table 1, measured beside published: the Frechet distance, modes and quality, mean and range of the seeds."""
+    """Print Table 1, measured beside published: Frechet distance, modes and quality, mean and range of the seeds."""
     print(f"{'':20}{'T':>3}{'published':>11}{'Frechet distance':>28}{'modes':>12}{'quality':>16}")
     floor = [score(draw(SAMPLES), draw(SAMPLES))["frechet"] for _ in range(seeds)]
-    print(f"{'held-out data':34}{statistics.fmean(floor):12.3f} ({min(floor):.3f}-{max(floor):.3f})")
+    print(f"{'held-out data':34}{fmean(floor):12.3f} ({min(floor):.3f}-{max(floor):.3f})")
     for name, (method, afd, published) in TABLE.items():
         for T, value in published.items():
             results = []
             for seed in range(first_seed, first_seed + seeds):
                 network, diffusion = train(method, T, seed, **options | {"afd": afd}, z_dim=z_dim)
                 results.append(score(sample(network, diffusion, SAMPLES, z_dim)[-1], draw(SAMPLES)))
-            columns = {key: [result[key] for result in results] for key in results[0]}
-            frechet, quality = columns["frechet"], columns["quality"]
-            print(f"{name:20}{T:3}{value:11.2f}{statistics.fmean(frechet):12.3f} ({min(frechet):.3f}-{max(frechet):.3f})"
-                  f"{min(columns['modes']):8}-{max(columns['modes']):2}{100 * statistics.fmean(quality):7.1f} % "
+            modes, quality, frechet = ([result[key] for result in results] for key in ("modes", "quality", "frechet"))
+            print(f"{name:20}{T:3}{value:11.2f}{fmean(frechet):12.3f} ({min(frechet):.3f}-{max(frechet):.3f})"
+                  f"{min(modes):8}-{max(modes):2}{100 * fmean(quality):7.1f} % "
                   f"({100 * min(quality):.0f}-{100 * max(quality):.0f})", flush=True)
 
 
@@ -261,13 +261,13 @@ def main(argv=None):
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty, for the same (default: 0.005; for wasserstein 0)")
-    flag("--lr-g", type=number(float, above=0), default=LR, help="Adam's learning rate, of G or of eps_theta, falling to 0 as a cosine")
+    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty (default: 0.005; for wasserstein 0)")
+    flag("--lr-g", type=number(float, above=0), default=LR, help="learning rate of G or eps_theta, falling as a cosine")
     flag("--lr-d", type=number(float, above=0), help="the same for D (default: 0.004, but 0.001 for siddm)")
     flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for the same")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
-    flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes the denoiser deterministic")
+    flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes G deterministic")
     flag("--steps", type=number(int, 1), default=6000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=256, help="points in a step")
     flag("--seed", type=cli.SEED, default=0, help="of everything random; of the first run of --table")
@@ -288,13 +288,13 @@ def main(argv=None):
     network, diffusion = train(args.method, T, args.seed, **options)
     seconds = time.perf_counter() - start
     path = sample(network, diffusion, SAMPLES, args.z_dim)
-    result = score(path[-1], draw(SAMPLES))
+    modes, quality, frechet, sliced = score(path[-1], draw(SAMPLES)).values()
     draw_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
-    print(f"{args.method}, T = {T}: {result['modes']} of 25 modes, {100 * result['quality']:.1f} % high-quality samples, Frechet "
-          f"distance {result['frechet']:.4f}, sliced Wasserstein {result['sliced']:.4f} ({SAMPLES} samples, seed {args.seed}, "
-          f"{args.steps} steps of {args.batch} in {seconds:.0f} s)\nwrote {args.out}")
+    print(f"{args.method}, T = {T}: {modes} of 25 modes, {100 * quality:.1f} % high-quality samples, Frechet distance "
+          f"{frechet:.4f}, sliced Wasserstein {sliced:.4f} ({SAMPLES} samples, seed {args.seed}, {args.steps} steps of "
+          f"{args.batch} in {seconds:.0f} s)\nwrote {args.out}")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # more gain nothing with networks so small, and waiting for them costs much on a busy machine
+    torch.set_num_threads(1)  # more gain nothing with networks so small, and cost much on a busy machine
     cli.script(main)

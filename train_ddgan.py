@@ -43,15 +43,15 @@ RECIPES = {
     "total-variation": {"r1": 0.1, "gp": 0.0, "drift": 0.01, "generator": "minimax"},
     # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's
     "wasserstein": {"r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
-    # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake; a fake that D takes for real costs exp(V - 1),
+    # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake; a fake taken for real costs D exp(V - 1),
     # and without drift and R1 of 0.1 such fakes throw D back, and G makes a few shapes only
     "kl": {"r1": 0.1, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
-    # minimax would push fakes with V < -2 the wrong way; the best V, 2 (q/p - 1), has no upper bound: drift gives it one
+    # minimax would push fakes with V < -2 the wrong way; the best V, 2 (q/p - 1), has no bound: drift gives it one
     "pearson": {"r1": 0.01, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
 }
 
-# R1 with one step and, for an objective whose G minimises the bound, with two or three: the fewer the steps, the more of
-# x_0 the step t = 1 must invent, where D sees clean images and soon tells them apart. A larger penalty slows it down
+# R1 with one step and, for an objective whose G minimises the bound, with two or three: the fewer the steps, the more
+# of x_0 the step t = 1 must invent, where D sees clean images and soon tells them apart. A larger penalty slows it down
 FEW_STEPS_R1 = 0.5
 
 
@@ -66,9 +66,9 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
                generator_loss=non_saturating_loss, r1=0.0, gp=0.0, drift=0.0, reg=0.0, energy=0.0, amp=False):
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns losses and gaps for the log.
 
-    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError; unet.Discriminator needs
-    a B that is a multiple of 4. r1, gp, drift, reg: weights of D's penalties, energy: of the energy score; amp: compute the
-    networks in bfloat16.
+    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError; unet.Discriminator
+    needs a B that is a multiple of 4. r1, gp, drift, reg: weights of D's penalties, energy: of the energy score; amp:
+    compute the networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -117,19 +117,21 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
 
 def main(argv=None):
     parser = training_parser(__doc__, T=4, out="runs/ddgan")
-    flag, weight = parser.add_argument, cli.number(float, 0)
+    flag, rate, weight = parser.add_argument, cli.number(float, above=0), cli.number(float, 0)
     # G at an eighth of D's rate, so that D leads from the start: at a quarter the kinds of garments lost their balance
-    flag("--lr-g", type=cli.number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=cli.number(float, above=0), default=8e-4, help="Adam's for D, constant; a D that falls behind G stays at chance")
-    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; with T it sets "
-         "the defaults of the next four")
-    flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does not saturate")
+    flag("--lr-g", type=rate, default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-d", type=rate, default=8e-4, help="Adam's for D, constant; a D that falls behind G stays at chance")
+    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; "
+         "with T it sets the defaults of the next four")
+    flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does "
+         "not saturate")
     flag("--r1", type=weight, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--gp", type=weight, help="weight of the gradient penalty of v2 (31)")
     flag("--drift", type=weight, help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
-    flag("--reg", type=weight, default=0.0, help="weight of SIDDM's regulariser (14) of D, to predict x_0 from a real x_{t-1}")
+    flag("--reg", type=weight, default=0.0, help="weight of SIDDM's regulariser (14): D predicts x_0 from real x_{t-1}")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
-    flag("--energy", type=weight, default=0.0, help="weight of the energy score in G's loss, which makes G use z; ours, not the paper's")
+    flag("--energy", type=weight, default=0.0, help="weight of the energy score in G's loss, which makes G use z; "
+         "ours, not the paper's")
     args = parse(parser, argv, cpu={"steps": 8500, "batch": 32}, depends=lambda args: recipe(args.objective, args.T))
     if args.batch % 4:
         raise cli.BadInput(f"--batch {args.batch}: D compares images four by four, so give a multiple of 4")
@@ -139,16 +141,17 @@ def main(argv=None):
     betas = (0.5, 0.9)  # Xiao et al. 2022, Table 8
     optimizer_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=betas, fused=True)
     optimizer_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=betas, fused=True)
-    # Only G's rate falls. While G moves fast the share of each kind of garment swings up and down, D chasing the last G;
-    # with D's rate constant, D comes to lead, and the shares end nearer to the data's
+    # Only G's rate falls. While G moves fast the share of each kind of garment swings up and down, D chasing the last
+    # G; with D's rate constant, D comes to lead, and the shares end nearer to the data's
     scheduler = CosineAnnealingLR(optimizer_G, args.steps)
     parts = {"G": G, "D": D, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "scheduler": scheduler}
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
 
     for _ in run.steps(**parts):
         r1 = args.r1 * R1_EVERY if run.step % R1_EVERY == 0 else 0.0
-        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective, generator_loss,
-                             r1=r1, gp=args.gp, drift=args.drift, reg=args.reg, energy=args.energy, amp=run.amp))
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective,
+                             generator_loss, r1=r1, gp=args.gp, drift=args.drift, reg=args.reg, energy=args.energy,
+                             amp=run.amp))
         scheduler.step()
         run.ema.update_parameters(G)
 

@@ -22,10 +22,10 @@ from unet import Critic
 
 
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, reg=1.0, gan=1.0, amp=False):
-    """One step of D with C_psi and one of G on clean data x_0 (B, ...), Xu et al. 2023, (13), (14); returns values for the log.
+    """One step of D with C_psi and one of G on x_0 (B, ...), Xu et al. 2023, (13), (14); returns values for the log.
 
-    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, ...). afd, reg, gan: weights of
-    the AFD term, of the regulariser and of the adversarial losses; amp: compute the networks in bfloat16.
+    G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, ...). afd, reg, gan:
+    weights of the AFD term, of the regulariser and of the adversarial losses; amp: compute the networks in bfloat16.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -63,12 +63,12 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
 
 def main(argv=None):
     parser = training_parser(__doc__, T=4, out="runs/siddm")
-    flag = parser.add_argument
-    flag("--lr-g", type=cli.number(float, above=0), default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=cli.number(float, above=0), default=8e-4, help="the same for D; one that falls behind G stays at chance")
-    flag("--afd", type=cli.number(float, 0), default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
-    flag("--gan", type=cli.number(float, 0), default=1.0, help="weight of the adversarial losses (8), (9); 0 leaves the AFD term alone")
-    flag("--reg", type=cli.number(float, 0), default=1.0, help="weight of D's regulariser (14), to predict x_0 from a real x_{t-1}")
+    flag, rate, weight = parser.add_argument, cli.number(float, above=0), cli.number(float, 0)
+    flag("--lr-g", type=rate, default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
+    flag("--lr-d", type=rate, default=8e-4, help="the same for D; one that falls behind G stays at chance")
+    flag("--afd", type=weight, default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
+    flag("--gan", type=weight, default=1.0, help="weight of the adversarial losses (8), (9); 0: the AFD term alone")
+    flag("--reg", type=weight, default=1.0, help="weight of the regulariser (14): D predicts x_0 from a real x_{t-1}")
     flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; published: cosine")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
     args = parse(parser, argv, cpu={"steps": 6000, "batch": 32})
@@ -82,7 +82,8 @@ def main(argv=None):
     parts |= {"scheduler_G": scheduler_G, "scheduler_D": scheduler_D}
 
     for _ in run.steps(**parts):
-        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, afd=args.afd, reg=args.reg, gan=args.gan, amp=run.amp))
+        run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, afd=args.afd,
+                             reg=args.reg, gan=args.gan, amp=run.amp))
         scheduler_G.step()
         scheduler_D.step()
         run.ema.update_parameters(G)

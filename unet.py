@@ -18,7 +18,7 @@ from torch import nn
 
 # The paper names no sizes. fold = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
 PRESETS = {
-    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: like Ho et al.'s for CIFAR-10, half as wide
+    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: as Ho et al.'s for CIFAR-10, half as wide
     "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: an hour on one core
 }
 
@@ -38,7 +38,8 @@ def embed_time(t, dim):
 def mlp(c_in, c_out, layers):
     """Linear layers of width c_out with SiLU between them."""
     sizes = [c_in] + [c_out] * layers
-    return nn.Sequential(*[f for a, b in pairwise(sizes) for f in (nn.Linear(a, b), nn.SiLU())][:-1])  # no SiLU at the end
+    parts = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
+    return nn.Sequential(*parts[:-1])  # no SiLU at the end
 
 
 def norm(channels):
@@ -104,7 +105,7 @@ class Down(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t): x_t (B, c_in, H, W) and t int64 (B,) -> (B, channels, H, W), sec. 3.1; c_in = channels if not given.
+    """eps_theta(x_t, t): x_t (B, c_in, H, W), t int64 (B,) -> (B, channels, H, W), sec. 3.1; c_in: by default channels.
 
     width: channels at the highest resolution, a multiple of 8; mult: its multiple at each level; blocks: residual
     blocks a level; fold: fold x fold pixels are worked on as one. H and W are multiples of fold 2^(levels - 1).
@@ -149,11 +150,12 @@ class UNet(nn.Module):
 
 
 class Generator(UNet):
-    """G(x_t, z, t): the U-Net as a predictor of x_0 in [-1, 1], sec. 3.2: x_t (B, channels, H, W), z (B, z_dim), t int64 (B,).
+    """G(x_t, z, t) -> x_0 in [-1, 1], sec. 3.2: x_t (B, channels, H, W), z (B, z_dim), t int64 (B,).
 
-    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. The noise
-    in x_t would do as well as z to tell x_0 apart, and G would ignore z; so x_t enters as c_t x_t, turned down where it
-    is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is neither: G(x_t, t) is one image.
+    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. The
+    noise in x_t would do as well as z to tell x_0 apart, and G would ignore z; so x_t enters as c_t x_t, turned down
+    where it is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is neither: G(x_t, t) is
+    one image.
     """
 
     def __init__(self, alpha_bar, z_dim=100, channels=1, size=(28, 28), **sizes):
@@ -168,17 +170,19 @@ class Generator(UNet):
     def forward(self, x_t, z, t):
         if self.z_dim:
             c = self.c[t].view(-1, 1, 1, 1)
-            x_t = torch.cat([c * x_t, torch.sqrt(1 - c**2) * self.embed_z(z).view_as(x_t)], dim=1)  # -> (B, 2 channels, H, W)
+            noise = torch.sqrt(1 - c**2) * self.embed_z(z).view_as(x_t)  # (B, z_dim) -> (B, channels, H, W)
+            x_t = torch.cat([c * x_t, noise], dim=1)  # -> (B, 2 channels, H, W)
         return torch.tanh(super().forward(x_t, t))
 
 
 def minibatch_stddev(h, group=4):
-    """How much `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3, and StyleGAN's 4.
+    """How much `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3.
 
     Raises RuntimeError unless group divides B.
     """
     groups = h.float().unflatten(0, (-1, group))  # (B, C, H, W) -> (B/4, 4, C, H, W)
-    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # -> (B/4, C, H, W); var(1) takes six times as long on a CPU
+    # -> (B/4, C, H, W); groups.var(1) takes six times as long on a CPU
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
     stddev = torch.sqrt(variance + 1e-8).mean((1, 2, 3)).repeat_interleave(group)  # -> (B/4,) -> (B,)
     return stddev.to(h.dtype).view(-1, 1, 1, 1).expand_as(h[:, :1])
 
@@ -209,7 +213,8 @@ class Discriminator(nn.Module):
 
     def predict_x_0(self, x_prev, x_t, t):
         """x_0 from the pair, (B, channels, H, W), with reg."""
-        return F.pixel_shuffle(self.to_x_0(self.features(x_prev, x_t, t)), self.stride)  # (B, C stride^2, H/stride, W/stride) -> (B, C, H, W)
+        x_0 = self.to_x_0(self.features(x_prev, x_t, t))
+        return F.pixel_shuffle(x_0, self.stride)  # (B, C stride^2, H/stride, W/stride) -> (B, C, H, W)
 
     def forward(self, x_prev, x_t, t):
         h = self.features(x_prev, x_t, t)
@@ -218,7 +223,7 @@ class Discriminator(nn.Module):
 
 
 class Critic(UNet):
-    """SIDDM's discriminator, Xu et al. 2023, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
+    """SIDDM's discriminator, Xu et al. 2023, sec. 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
 
     A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; sqrt(alpha_t) C_psi
     predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).

@@ -2,9 +2,9 @@
 
     python experiments/ablation.py --predict x_0 --loss weighted --out runs/x_0-weighted
 
-The network predicts the noise eps, the clean image x_0, or the posterior's mean; the loss is that prediction's mean square error
-(L_simple), (6), which weights it as the bound does, or the bound itself, with a variance of each pixel that the network predicts
-too. train_ddpm.py is the case eps, simple. Writes what train_ddpm.py writes.
+The network predicts the noise eps, the clean image x_0, or the posterior's mean; the loss is that prediction's mean
+square error (L_simple), (6), which weights it as the bound does, or the bound itself, with a variance of each pixel
+that the network predicts too. train_ddpm.py is the case eps, simple. Writes what train_ddpm.py writes.
 """
 
 import sys
@@ -23,7 +23,7 @@ from run import Run, parse, training_parser
 
 
 def train_step(network, optimizer, x_0, diffusion, predict="eps", loss="simple", amp=False):
-    """Algorithm 1 of Ho et al. 2020 on x_0 (B, ...) with the target `predict` and the loss "simple", "weighted" or "bound"; returns the loss."""
+    """Algorithm 1 of Ho et al. 2020 on x_0 (B, ...), predict of PREDICTIONS, loss "simple", "weighted" or "bound"."""
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
     eps = torch.randn_like(x_0)
     x_t = diffusion.q_sample(x_0, t, eps)
@@ -34,7 +34,7 @@ def train_step(network, optimizer, x_0, diffusion, predict="eps", loss="simple",
         of_x_0 = decoder_nll(x_0, diffusion.x_0_from_eps(x_t, eps_theta, t), variance)
         nats = torch.where(t == 1, of_x_0, weighted_loss(eps, eps_theta, t.clamp(min=2), diffusion, variance))  # (B,)
         value = nats.mean() / x_0[0].numel()
-    elif loss == "weighted":  # (6) is infinite at t = 1; ours: the weight of t = 2 there, where the bound has decoder_nll
+    elif loss == "weighted":  # (6) is infinite at t = 1; ours: the weight of t = 2; the bound has decoder_nll
         nats = weighted_loss(eps, eps_from(predict, output, x_t, t, diffusion), t.clamp(min=2), diffusion)  # (B,)
         value = nats.mean() / x_0[0].numel()
     else:
@@ -50,11 +50,12 @@ def main(argv=None):
     parser = training_parser(__doc__, T=1000, out="runs/ablation")
     flag = parser.add_argument
     flag("--lr", type=cli.number(float, above=0), default=1e-3, help="Adam's learning rate, falling to 0 as a cosine")
-    flag("--predict", choices=PREDICTIONS, default="eps", help="what the network predicts from x_t: its noise, the clean image, or the "
-         "posterior's mean (for which bfloat16 has too few digits: --no-amp is then the default)")
+    flag("--predict", choices=PREDICTIONS, default="eps", help="what the network predicts from x_t: its noise, the "
+         "clean image, or the posterior's mean (for which bfloat16 has too few digits: --no-amp is then the default)")
     flag("--loss", choices=["simple", "weighted", "bound"], default="simple", help="the mean square error, (6), or "
          "the bound with a learned variance")
-    args = parse(parser, argv, cpu={"steps": 7000, "batch": 64}, depends=lambda args: {"amp": False} if args.predict == "mean" else {})
+    args = parse(parser, argv, cpu={"steps": 7000, "batch": 64},
+                 depends=lambda args: {"amp": False} if args.predict == "mean" else {})
     if args.loss != "simple" and args.T < 2:
         raise cli.BadInput(f"--loss {args.loss}: (6) begins at t = 2, so give --T 2 or more, or --loss simple")
     run = Run("DDPM", args, **({"learned": True} if args.loss == "bound" else {}))

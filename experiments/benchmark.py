@@ -1,7 +1,7 @@
 """How fast the networks train and sample, against a plain matrix product and against the field's own libraries.
 
     python experiments/benchmark.py                    # all cores; --threads 1 for one
-    pip install diffusers denoising-diffusion-pytorch pytorch-fid torch-fidelity    # for the comparisons, all of them optional
+    pip install diffusers denoising-diffusion-pytorch pytorch-fid torch-fidelity    # for comparisons, all optional
 
 Operations are counted by torch.utils.flop_counter: those of convolutions and matrix products, two a multiply-add.
 """
@@ -81,9 +81,9 @@ def ddgan_step(args, name):
     """One training step of train_ddgan.py without its penalty, T = 4."""
     sizes, diffusion = preset(name), Diffusion(4, device=args.device)
     G, D = Generator(diffusion.alpha_bar, **sizes).to(args.device), Discriminator(**sizes).to(args.device)
-    optimizer_G, optimizer_D = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
-    x_0 = torch.randn(args.batch, 1, 28, 28, device=args.device)
-    return lambda: train_ddgan.train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, G.z_dim, amp=computes_in_bf16(args.device))
+    optimizers = torch.optim.Adam(G.parameters(), fused=True), torch.optim.Adam(D.parameters(), fused=True)
+    x_0, amp = torch.randn(args.batch, 1, 28, 28, device=args.device), computes_in_bf16(args.device)
+    return lambda: train_ddgan.train_step(G, D, *optimizers, x_0, diffusion, G.z_dim, amp=amp)
 
 
 def sampling(sample, network, args):
@@ -106,7 +106,8 @@ def compare_with_diffusers(args, peak, ours):
     one = argparse.Namespace(**vars(args) | {"batch": 2})
     counts = {width: operations(ddpm_step(build(width), one, False, call)) / 2 for width in (8, 16, 24, 32, 40, 48)}
     width = min(counts, key=lambda width: abs(counts[width] - ours[1]))
-    rate, count = report(f"diffusers UNet2DModel, {width} channels, float32", ddpm_step(build(width), args, False, call), args.batch, args, peak)
+    step = ddpm_step(build(width), args, False, call)
+    rate, count = report(f"diffusers UNet2DModel, {width} channels, float32", step, args.batch, args, peak)
     print(f"  ours against diffusers at equal operations: {ours[0] * ours[1] / (rate * count):.2f} times the images/s")
 
 
@@ -114,11 +115,12 @@ def compare_with_denoising_diffusion_pytorch(args, peak, ours):
     from denoising_diffusion_pytorch import Unet
 
     network = Unet(dim=32, channels=1, dim_mults=(1, 2, 2)).to(args.device)
-    rate, count = report("denoising-diffusion-pytorch Unet, dim 32, float32", ddpm_step(network, args, False), args.batch, args, peak)
+    step = ddpm_step(network, args, False)
+    rate, count = report("denoising-diffusion-pytorch Unet, dim 32, float32", step, args.batch, args, peak)
     print(f"  ours against it at equal operations: {ours[0] * ours[1] / (rate * count):.2f} times the images/s")
 
 
-# -- FID from images to the number, each package in a process of its own: features of one half, of the other, distance ------
+# -- FID from images to the number, each package in a process of its own: features of two halves, distance ------
 
 
 def random_inception(path):
@@ -150,7 +152,8 @@ def fid_pytorch_fid(folder, device):
     inception.load_state_dict_from_url = lambda *_, **__: torch.load(folder / "weights.pth")
     network = inception.InceptionV3().to(device)
     halves = [sorted((folder / half).iterdir()) for half in HALVES]
-    moments = [part for half in halves for part in fid_score.calculate_activation_statistics(half, network, 100, device=device)]
+    halves_moments = (fid_score.calculate_activation_statistics(half, network, 100, device=device) for half in halves)
+    moments = [part for both in halves_moments for part in both]
     few = torch.from_numpy(fid_score.get_activations(halves[0][:8], network, 8, device=device))
     return few, lambda: fid_score.calculate_frechet_distance(*moments)
 
@@ -158,7 +161,8 @@ def fid_pytorch_fid(folder, device):
 def fid_torch_fidelity(folder, device):
     from torch_fidelity import feature_extractor_inceptionv3, metric_fid, utils
 
-    network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3("ours", ["2048"], folder / "weights.pth").to(device)
+    extractor = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    network = extractor("ours", ["2048"], folder / "weights.pth").to(device)
     common = {"batch_size": 100, "cuda": device.type == "cuda", "verbose": False, "samples_find_deep": False}
     moments, first = [], None
     for half in HALVES:
@@ -169,11 +173,12 @@ def fid_torch_fidelity(folder, device):
     return first, value
 
 
-HALVES, FID_PACKAGES = ("one", "other"), {"ours": fid_ours, "pytorch_fid": fid_pytorch_fid, "torch_fidelity": fid_torch_fidelity}
+HALVES = "one", "other"
+FID_PACKAGES = {"ours": fid_ours, "pytorch_fid": fid_pytorch_fid, "torch_fidelity": fid_torch_fidelity}
 
 
 def measure_fid(name, folder, device, threads):
-    """In a process of its own: (first features, FID, seconds until the moments, seconds of the distance, peak memory in GiB)."""
+    """In a process of its own: (first features, FID, seconds of the moments, of the distance, peak in GiB)."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     first, distance = FID_PACKAGES[name](folder, device)
@@ -183,14 +188,17 @@ def measure_fid(name, folder, device, threads):
     except ValueError:  # pytorch-fid's "imaginary component"
         value = math.nan
     status = Path("/proc/self/status")  # not ru_maxrss, where a spawned process begins with its parent's peak
-    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20 if status.exists() else math.nan  # KiB -> GiB; Linux has it
+    peak = math.nan
+    if status.exists():  # on Linux
+        peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20  # KiB -> GiB
     return first.double().cpu(), value, middle - start, time.perf_counter() - middle, peak
 
 
 def compare_fid(args, images):
     """FID between half of the images and the other half made coarser, with the same random weights for all."""
     images[::2] = to_uint8(F.avg_pool2d(normalize(images[::2]), 2).repeat_interleave(2, 2).repeat_interleave(2, 3))
-    print(f"{'FID of ' + str(len(images)) + ' images in halves':58s}   features   distance     GiB            FID  first features")
+    title = f"FID of {len(images)} images in halves"
+    print(f"{title:58s}   features   distance     GiB            FID  first features")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         random_inception(folder / "weights.pth")
@@ -205,17 +213,19 @@ def compare_fid(args, images):
                 print(f"{name} is not installed: not compared")
                 continue
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-                first, value, features, distance, peak = alone.submit(measure_fid, name, folder, args.device, args.threads).result()
+                job = alone.submit(measure_fid, name, folder, args.device, args.threads)
+                first, value, features, distance, peak = job.result()
             ours = first if ours is None else ours
-            print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:14.9g}  off by {(first - ours).norm() / ours.norm():.1e}")
+            off = (first - ours).norm() / ours.norm()
+            print(f"{name:58s} {features:8.0f} s {distance:8.2f} s {peak:7.2f} {value:14.9g}  off by {off:.1e}")
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=cli.number(int, 1), default=128, help="images in a step")
     parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed calls, of which the median counts")
-    parser.add_argument("--images", type=cli.number(int, 0, 10000), default=10000, help="test images whose FID is computed, an hour on two "
-                        "cores; 0 for none")
+    parser.add_argument("--images", type=cli.number(int, 0, 10000), default=10000, help="test images whose FID is "
+                        "computed, an hour on two cores; 0 for none")
     parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
     parser.add_argument("--threads", type=cli.number(int, 1), default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="where to measure")
@@ -231,7 +241,8 @@ def main(argv=None):
     bf16 = computes_in_bf16(args.device)
     print(f"torch {torch.__version__} on {args.device}, {args.threads} threads, batch {args.batch}")
     peak = product_rate(torch.bfloat16 if bf16 else torch.float32, args.device)
-    print(f"matrix product of 2048: {peak / 1e9:.1f} GFLOP/s in {'bfloat16' if bf16 else 'float32'}; this is 100 % below")
+    kind = "bfloat16" if bf16 else "float32"
+    print(f"matrix product of 2048: {peak / 1e9:.1f} GFLOP/s in {kind}; this is 100 % below")
     if not bf16:
         slow = product_rate(torch.bfloat16, args.device, n=256)
         print(f"bfloat16 is emulated here ({slow / 1e9:.2f} GFLOP/s) and therefore off; networks run in float32")
@@ -245,7 +256,9 @@ def main(argv=None):
         if bf16:  # the libraries below run in float32
             line = report(f"DDPM, preset {name}, float32", ddpm_step(network, args, False), args.batch, args, peak)
         ours = ours or line  # the CPU preset's
-    for library, compare in (("diffusers", compare_with_diffusers), ("denoising_diffusion_pytorch", compare_with_denoising_diffusion_pytorch)):
+    comparisons = {"diffusers": compare_with_diffusers,
+                   "denoising_diffusion_pytorch": compare_with_denoising_diffusion_pytorch}
+    for library, compare in comparisons.items():
         if find_spec(library):
             compare(args, peak, ours)
         else:
@@ -254,9 +267,12 @@ def main(argv=None):
     print(f"\n{'sampling':58s} GFLOP/im  images/s   GFLOP/s of product")
     diffusion = Diffusion(4, device=args.device)
     for name in reversed(PRESETS):
-        denoiser, G = UNet(**preset(name)).to(args.device), Generator(diffusion.alpha_bar, **preset(name)).to(args.device)
-        report(f"DDPM, preset {name}, DDIM 10 steps", sampling(lambda f, x: Diffusion(1000, device=args.device).strided(10).ddim(f, x), denoiser, args), args.batch, args, peak)
-        report(f"DDGAN, preset {name}, T = 4", sampling(lambda f, x: diffusion.ddgan(f, x, f.z_dim), G, args), args.batch, args, peak)
+        denoiser = UNet(**preset(name)).to(args.device)
+        G = Generator(diffusion.alpha_bar, **preset(name)).to(args.device)
+        ddim = sampling(Diffusion(1000, device=args.device).strided(10).ddim, denoiser, args)
+        ddgan = sampling(lambda f, x: diffusion.ddgan(f, x, f.z_dim), G, args)
+        report(f"DDPM, preset {name}, DDIM 10 steps", ddim, args.batch, args, peak)
+        report(f"DDGAN, preset {name}, T = 4", ddgan, args.batch, args, peak)
 
     if args.images:
         print()

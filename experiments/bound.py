@@ -1,9 +1,9 @@
-"""The variational bound of a DDPM in bits per dimension, term by term: eq. (5) with the two terms that its print leaves out.
+"""The variational bound of a DDPM in bits per dimension, term by term: eq. (5) with the two terms that its print lacks.
 
     python experiments/bound.py weights/ddpm.pt        # six minutes on one core
 
-Ho et al. 2020, eq. (5): L_0 + L_1 + ... + L_T >= -log p(x_0), with one x_t drawn for each image and t. The reverse process has
-the variance beta-tilde_t or beta_t, or the one that it has learned.
+Ho et al. 2020, eq. (5): L_0 + L_1 + ... + L_T >= -log p(x_0), with one x_t drawn for each image and t. The reverse
+process has the variance beta-tilde_t or beta_t, or the one that it has learned.
 """
 
 import sys
@@ -31,7 +31,7 @@ def variances(model):
 
 @torch.no_grad()
 def bound_terms(model, x_0, amp=None):
-    """The terms L_0, .., L_T for images x_0 (B, C, H, W) in [-1, 1], in bits per dimension: float64 (T+1, k, B), for the k variances(model)."""
+    """L_0, .., L_T for images x_0 (B, C, H, W), bits per dimension: float64 (T+1, k, B), for the k variances(model)."""
     diffusion, terms = model.diffusion, []
     for step in tqdm(range(1, model.T + 1), desc="t", leave=False, disable=None):
         t, eps = torch.full((len(x_0),), step, device=x_0.device), torch.randn_like(x_0)
@@ -40,7 +40,8 @@ def bound_terms(model, x_0, amp=None):
             prediction, v = model.eps_and_v(x_t, t)
         choices = [diffusion.learned_variance(v, t)] if model.learned else variances(model)
         if step == 1:  # Ho et al. 2020, sec. 3.3; beta_tilde_1 is 0. Their code has beta_tilde_2 for both choices
-            of_1 = {"beta_tilde": diffusion.beta_tilde[2] if model.T > 1 else diffusion.beta[1], "beta": diffusion.beta[1]}
+            beta_1 = diffusion.beta[1]
+            of_1 = {"beta_tilde": diffusion.beta_tilde[2] if model.T > 1 else beta_1, "beta": beta_1}
             x_0_of_1 = diffusion.x_0_from_eps(x_t, prediction, t)
             L = [decoder_nll(x_0, x_0_of_1, variance if model.learned else of_1[variance]) for variance in choices]
         else:
@@ -65,14 +66,16 @@ def main(argv=None):
         raise cli.BadInput(f"{args.model}: a {model.method} has no likelihood; give a DDPM")
     images = load_images(args.data or model.args["data"], "test", args.root)[:args.batch]
     if tuple(images.shape[1:]) != model.shape or len(images) < 2:
-        raise cli.BadInput(f"{len(images)} images of shape {tuple(images.shape[1:])} for a model of {model.shape}: give --data with two or more")
+        raise cli.BadInput(f"{len(images)} images of shape {tuple(images.shape[1:])} for a model of {model.shape}: "
+                           "give --data with two or more")
     torch.manual_seed(args.seed)
     bits = bound_terms(model, normalize(images.to(args.device)))
     T = model.T
     print(f"{args.model}: bits per dimension, {len(images)} test images, seed {args.seed}")
     print(f"{'sigma_t^2 =':20}" + "".join(f"{variance:>12}" for variance in variances(model)))
     ends = sorted({1, *(end for end in (10, 100) if end < T), T})
-    for name, low, high in [("L_0", 0, 1), *((f"L_{i}..L_{j - 1}", i, j) for i, j in pairwise(ends)), ("L_T", T, T + 1)]:
+    parts = [("L_0", 0, 1), *((f"L_{i}..L_{j - 1}", i, j) for i, j in pairwise(ends)), ("L_T", T, T + 1)]
+    for name, low, high in parts:
         print(f"{name:20}" + "".join(f"{value:12.4f}" for value in bits[low:high].sum(0).mean(1)))
     whole = bits.sum(0)  # (k, B)
     print(f"{'bound':20}" + "".join(f"{value:12.4f}" for value in whole.mean(1)))

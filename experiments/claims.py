@@ -1,10 +1,10 @@
-"""What v2, sec. 3.4, says of the objectives, where statistics are cheap: 25 Gaussians, several seeds, and the runs that fail.
+"""What v2, sec. 3.4, says of the objectives, where statistics are cheap: 25 Gaussians, several seeds, and failed runs.
 
-    python experiments/claims.py steps     # T = 1, 2, 4, 8, at equal steps and at steps proportional to T: five hours of a core
-    python experiments/claims.py rates     # 4 x 4 learning rates of G and D, three seeds: four hours of a core
+    python experiments/claims.py steps     # T = 1, 2, 4, 8, at equal steps and at 1500 T: three hours of a core
+    python experiments/claims.py rates     # 4 x 4 learning rates of G and D, three seeds: two hours of a core
 
-A run fails with fewer than 20 of the 25 modes, or less than half of its samples of high quality (toy.py). Results go to the
-table --csv as they come; begun again it goes on where it was. `rates` also draws stability.png beside it.
+A run fails with fewer than 20 of the 25 modes, or less than half of its samples of high quality (toy.py). Results go to
+the table --csv as they come; begun again it goes on where it was. `rates` also draws stability.png beside it.
 """
 
 import sys
@@ -18,6 +18,7 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 import os
 import signal
 import statistics
+from itertools import product
 from multiprocessing import get_context
 
 import torch
@@ -33,13 +34,15 @@ COMPARED = list(OBJECTIVES)[:5]  # the paper's
 ALL_T = (1, 2, 4, 8)
 LR_G, LR_D = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)  # ours: around toy.py's own, a factor of two apart
 
-EQUAL = [(objective, T, 6000, toy.LR, toy.LR_D["ddgan"], seed) for seed in range(5) for T in ALL_T for objective in COMPARED]
-PROPORTIONAL = [(objective, T, 1500 * T, toy.LR, toy.LR_D["ddgan"], seed) for seed in range(5) for T in ALL_T for objective in COMPARED]
-RATES = [(objective, 4, 3000, lr_g, lr_d, seed) for seed in range(3) for lr_g in LR_G for lr_d in LR_D for objective in COMPARED]
+RATE = toy.LR, toy.LR_D["ddgan"]
+
+EQUAL = [(objective, T, 6000, *RATE, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
+PROPORTIONAL = [(objective, T, 1500 * T, *RATE, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
+RATES = [(objective, 4, 3000, *rates, seed) for seed, *rates, objective in product(range(3), LR_G, LR_D, COMPARED)]
 
 
 def measure(setting):
-    """Train and score one DDGAN on the Gaussians: a row of the table, a dict. One whose samples are not finite has no mode."""
+    """Train and score a DDGAN on the Gaussians: a row, a dict. If its samples are not finite it has no mode."""
     torch.set_num_threads(1)
     objective, T, steps, lr_g, lr_d, seed = setting
     network, diffusion = toy.train("ddgan", T, seed, objective, steps=steps, lr_g=lr_g, lr_d=lr_d)
@@ -60,10 +63,11 @@ def read(path):
 
 
 def run_all(settings, path, jobs):
-    """Measure what is not in the table at path, `jobs` runs at a time, and append each result as soon as it is there."""
+    """Measure what is not in the table at path, `jobs` runs at a time, and append each result as it comes."""
     done = read(path)
     waiting = [setting for setting in dict.fromkeys(settings) if setting not in done]
-    with get_context("spawn").Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the parent's: it ends them
+    # Ctrl-C is the parent's: it ends them
+    with get_context("spawn").Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         for count, row in enumerate(pool.imap_unordered(measure, waiting), start=1):
             add_to_csv(path, row, COLUMNS, check)
             print(f"{count} of {len(waiting)}", file=sys.stderr, flush=True)
@@ -83,7 +87,8 @@ def print_steps(results):
             for T in ALL_T:
                 rows = [results[s] for s in settings if s[:2] == (objective, T) and s in results]
                 found = [row["frechet"] for row in rows] or [float("nan")]
-                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {sum(map(failed, rows))}/{len(rows)}")
+                failures = f"{sum(map(failed, rows))}/{len(rows)}"
+                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {failures}")
             print(f"{objective:16}" + "".join(f"{cell:>26}" for cell in cells))
     print("Frechet distance: median (range); failed runs / runs")
 
@@ -91,14 +96,19 @@ def print_steps(results):
 def print_rates(results, path):
     """The share of each objective's runs that do not fail; and, as a figure, the same for each pair of rates."""
     figure, axes = subplots(1, len(COMPARED), figsize=(2.4 * len(COMPARED), 2.8), layout="constrained")
+
+    def found(objective, *rates):
+        return [results[s] for s in RATES if (s[0], *s[3:5]) == (objective, *rates) and s in results]
+
     for axis, objective in zip(axes, COMPARED):
-        cells = [[[results[s] for s in RATES if (s[0], *s[3:5]) == (objective, lr_g, lr_d) and s in results] for lr_d in LR_D] for lr_g in LR_G]
+        cells = [[found(objective, lr_g, lr_d) for lr_d in LR_D] for lr_g in LR_G]
         rows = [row for line in cells for cell in line for row in cell]
         share = 1 - sum(map(failed, rows)) / len(rows) if rows else float("nan")
         print(f"{objective:16} {100 * share:5.1f} % of {len(rows)} runs work")
         works = [[1 - sum(map(failed, cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
         axis.imshow(works, vmin=0, vmax=1, origin="lower")
-        axis.set(title=f"{objective}: {100 * share:.0f} %", xticks=range(len(LR_D)), xticklabels=[f"{lr:g}" for lr in LR_D], xlabel="lr_D",
+        axis.set(title=f"{objective}: {100 * share:.0f} %", xlabel="lr_D",
+                 xticks=range(len(LR_D)), xticklabels=[f"{lr:g}" for lr in LR_D],
                  yticks=range(len(LR_G)), yticklabels=[f"{lr:g}" for lr in LR_G])
         axis.tick_params(labelsize=6)
     axes[0].set_ylabel("lr_G")

@@ -1,6 +1,6 @@
 """Draw the logs of several DDGAN runs into one figure: python experiments/curves.py runs/NAME ... --out curves.png
 
-Left the critic's estimate of its divergence, eq. (18) or v2 (31), which is -loss_D; right gap_1, the mean of V(real) - V(fake) at
+Left the critic's estimate of its divergence, eq. (18) or v2 (31), which is -loss_D; right gap_1, V(real) - V(fake) at
 t = 1, which near 0 means a critic at chance.
 """
 
@@ -27,7 +27,8 @@ def read(run):
             raise ValueError("it has no line")
         return {name: [float(row[name]) for row in rows] for name in ("step", "loss_D", "gap_1")}
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise BadInput(f"cannot read {path} as a DDGAN's log ({error!r}): give the folder of a run of train_ddgan.py") from error
+        raise BadInput(f"cannot read {path} as a DDGAN's log ({error!r}): give the folder of a "
+                       "run of train_ddgan.py") from error
 
 
 def main(argv=None):

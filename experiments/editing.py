@@ -1,11 +1,12 @@
-"""Garments from sketches: stroke-based editing as in SDEdit and in Xiao et al. 2022, for each t that a chain can begin at.
+"""Garments from sketches: stroke-based editing as in Xiao et al. 2022, for each t that a chain can begin at.
 
     python experiments/editing.py weights/ddgan.pt weights/ddpm.pt --sampler ddim --steps 50 --out figures/editing.png
 
-A sketch is noised to t by eq. (2) and denoised from there by the model's own sampler: near t = 1 it stays what it is, near T it is
-forgotten. The figure has three drawn sketches and three test images reduced to 7 x 7 blocks of four grey levels, eight
-garments each, at t = T/4, T/2, 3T/4. Printed for each of these t, over --samples reduced test images: the root mean square distance of
-the blocks of what comes out to those of the sketch (grey levels out of 255), the fashion FID, and the seconds for an image.
+A sketch is noised to t by eq. (2) and denoised from there by the model's own sampler: near t = 1 it stays what it is,
+near T it is forgotten. The figure has three drawn sketches and three test images reduced to 7 x 7 blocks of four grey
+levels, eight garments each, at t = T/4, T/2, 3T/4. Printed for each of these t, over --samples reduced test images: the
+root mean square distance of the blocks of what comes out to those of the sketch (grey levels out of 255), the fashion
+FID, and the seconds for an image.
 """
 
 import sys
@@ -29,8 +30,10 @@ from model import load as load_model
 
 SHAPES = [  # grey level and corners (x, y) of the flat shapes that make a sketch of 28 x 28, drawn one over the other
     [(150, [(8, 3), (19, 3), (20, 26), (15, 26), (14, 10), (13, 10), (12, 26), (7, 26)])],  # trousers
-    [(90, [(9, 2), (18, 2), (27, 10), (23, 14), (20, 11), (20, 25), (7, 25), (7, 11), (4, 14), (0, 10)]), (200, [(11, 2), (16, 2), (13, 6)])],
-    [(180, [(2, 22), (2, 18), (12, 14), (14, 5), (24, 5), (24, 22)]), (60, [(2, 24), (2, 22), (24, 22), (24, 24)])],  # a boot
+    [(90, [(9, 2), (18, 2), (27, 10), (23, 14), (20, 11), (20, 25), (7, 25), (7, 11), (4, 14), (0, 10)]),
+     (200, [(11, 2), (16, 2), (13, 6)])],  # a shirt and its collar
+    [(180, [(2, 22), (2, 18), (12, 14), (14, 5), (24, 5), (24, 22)]),
+     (60, [(2, 24), (2, 22), (24, 22), (24, 24)])],  # a boot and its sole
 ]
 
 
@@ -71,19 +74,22 @@ def main(argv=None):
     models = [load_model(path, args.device) for path in args.models]
     for path, model in zip(args.models, models):
         if model.shape != (1, 28, 28) or model.T < 4:
-            raise cli.BadInput(f"{path}: images of {model.shape}, T = {model.T}: give models of 28 x 28 garments with T = 4 or more")
+            raise cli.BadInput(f"{path}: images of {model.shape}, T = {model.T}: give models of 28 x 28 garments with "
+                               "T = 4 or more")
     test = load("fashion-mnist", "test", args.root)
     edits, sketches = reduced(test[:args.samples]), torch.cat([drawn(), reduced(test[[0, 11, 18]])])
     features = load_features("fashion", device=args.device)
     mu, sigma, _ = reference_statistics(features, load("fashion-mnist", "train", args.root), Path(args.root, "fid"))
     figure, axes = subplots(len(models), 3, figsize=(13, 3.4 * len(models)), squeeze=False, layout="constrained")
-    print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}\n{'':30}     t   NFE  distance     FID  s/image")
+    print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}\n{'':30}     t   NFE  "
+          "distance     FID  s/image")
     for row, path, model, flags in zip(axes, args.models, models, sampler_flags(args, models)):
         for axis, quarter in zip(row, (1, 2, 3)):
             start = quarter * model.T // 4
             steps = {"steps": max(1, flags["steps"] * quarter // 4)} if flags.get("steps") else {}
             how = {**flags, **steps, "start": start, "seed": args.seed, "batch": args.batch, "amp": args.amp}
-            shown = torch.cat([sketches[:, None], model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))], dim=1)
+            edited = model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))
+            shown = torch.cat([sketches[:, None], edited], dim=1)
             axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
             began = time.perf_counter()
             made = model.generate(len(edits), edit=edits, progress=True, **how)

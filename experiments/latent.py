@@ -3,9 +3,10 @@
     python experiments/latent.py weights/ddgan.pt weights/siddm.pt          # a minute on one core
     python experiments/latent.py runs/z0/model.pt weights/ddgan.pt --figure figures/latent.png
 
-For each t: the share of the variance of G(x_t, z, t) over x_t and z that remains when x_t is held fixed; beside it the same share
-for x_0 ~ q(x_0 | x_t), exactly, over the training images. p_theta(x_{t-1} | x_t) of eq. (10) can only be multimodal where the
-first is not 0. Last: the share of the variance of final samples that remains when x_T and the noise of every posterior are fixed.
+For each t: the share of the variance of G(x_t, z, t) over x_t and z that remains when x_t is held fixed; beside it the
+same share for x_0 ~ q(x_0 | x_t), exactly, over the training images. p_theta(x_{t-1} | x_t) of eq. (10) can only be
+multimodal where the first is not 0. Last: the share of the variance of final samples that remains when x_T and the
+noise of every posterior are fixed.
 """
 
 import sys
@@ -23,20 +24,20 @@ from model import load
 
 
 def share_within(draws):
-    """The share of the variance of draws (n, k, ...) that is within the n groups of k, summed over all other axes: a float."""
+    """The share of the variance of draws (n, k, ...) that is within the n groups, summed over other axes: a float."""
     within = draws.var(dim=1).mean(0).sum()  # unbiased in each group
     total = draws.flatten(0, 1).var(dim=0).sum()
     return (within / total).item()
 
 
 def exact_share(x_0, images, t, diffusion):
-    """The share of E[Var(x_0 | x_t)] in Var(x_0) if x_0 is one of the images (N, ...), by one x_t from each of x_0 (n, ...): a float."""
+    """The share of E[Var(x_0 | x_t)] in Var(x_0), x_0 being one of images (N, ...), by an x_t of each x_0 (n, ...)."""
     x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t, device=x_0.device)).flatten(1)
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
     images = images.flatten(1)  # (N, D)
-    # q(x_0 | x_t) is proportional to exp(-||x_t - sqrt(alpha_bar_t) x_0||^2 / (2 (1 - alpha_bar_t))), Bayes' rule with (2)
-    log_likelihood = (torch.sqrt(alpha_bar) * x_t @ images.T - alpha_bar / 2 * images.square().sum(1)) / variance  # (n, N), up to a constant a row
-    weights = torch.softmax(log_likelihood.double(), dim=1).float()
+    # Bayes' rule with (2): q(x_0 | x_t) ~ exp(-||x_t - sqrt(alpha_bar_t) x_0||^2 / (2 (1 - alpha_bar_t)))
+    log_q = (torch.sqrt(alpha_bar) * x_t @ images.T - alpha_bar / 2 * images.square().sum(1)) / variance  # (n, N)
+    weights = torch.softmax(log_q.double(), dim=1).float()  # a constant for each row falls out
     mean = weights @ images  # E[x_0 | x_t], (n, D)
     within = (weights @ images.square() - mean.square()).mean(0).sum()
     return (within / images.var(dim=0).sum()).item()
@@ -53,7 +54,7 @@ def predictions(model, x_0, t, draws):
 @torch.no_grad()
 def samples_of_z(model, n, draws):
     """Final samples (n, draws, ...): in a row x_T and the noise of each posterior are the same, z is not."""
-    noise = torch.randn(model.T + 1, n, *model.shape, device=model.device)  # entry 0 is x_T, entry t the noise of step t
+    noise = torch.randn(model.T + 1, n, *model.shape, device=model.device)  # entry 0 is x_T, entry t for step t
     x_t = noise[0].repeat_interleave(draws, dim=0)
     for step in range(model.T, 0, -1):
         t = torch.full((len(x_t),), step, device=model.device)
@@ -63,10 +64,10 @@ def samples_of_z(model, n, draws):
 
 
 def draw(models, x_0, path):
-    """The figure: for each model six x_T (rows) with six z each; below, for each t, one x_t and six predictions of x_0."""
+    """The figure: for each model six x_T (rows) with six z each; below, for each t, one x_t and six predicted x_0."""
     tall = max(model.T for model in models.values())
-    figure, axes = subplots(2, len(models), figsize=(3.6 * len(models), 3.6 + 0.6 * tall), squeeze=False, layout="constrained",
-                                height_ratios=[6, tall])
+    figure, axes = subplots(2, len(models), figsize=(3.6 * len(models), 3.6 + 0.6 * tall), squeeze=False,
+                            layout="constrained", height_ratios=[6, tall])
     for (upper, lower), (name, model) in zip(axes.T, models.items()):
         torch.manual_seed(0)
         upper.imshow(image_grid(to_uint8(samples_of_z(model, 6, 6)).cpu().flatten(0, 1), columns=6))
@@ -86,7 +87,7 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("models", nargs="+", metavar="MODEL", help="model.pt of a DDGAN or SIDDM")
-    flag("--figure", type=cli.path, metavar="FILE", help="draw the figure of section 2.2, a column for each model, as PNG")
+    flag("--figure", type=cli.path, metavar="FILE", help="draw the figure of section 2.2, a column a model, as PNG")
     flag("--n", type=cli.number(int, 2), default=200, help="x_t, and x_T")
     flag("--draws", type=cli.number(int, 2), default=8, help="z for each")
     flag("--root", default="data", help="folder for the data sets that have a name")
@@ -105,12 +106,14 @@ def main(argv=None):
     x_0 = normalize(load_images(data, "test", args.root)[:args.n]).to(args.device)
     shapes = {model.shape for model in models.values()} | {tuple(train.shape[1:])}
     if len(shapes) > 1 or len(train) < 2:
-        raise cli.BadInput(f"images and models of different shapes ({', '.join(map(str, sorted(shapes)))}), or one image only: give others")
+        raise cli.BadInput(f"images and models of different shapes ({', '.join(map(str, sorted(shapes)))}), or one "
+                           "image only: give others")
     if args.figure:
         draw(models, x_0, args.figure)
     for path, model in models.items():
         torch.manual_seed(args.seed)
-        print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, seed {args.seed}")
+        print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, seed "
+              f"{args.seed}")
         print(f"  {'t':>3}{'share of z':>14}{'exact q(x_0 | x_t)':>22}")
         for t in range(1, model.T + 1):
             share = share_within(predictions(model, x_0, t, args.draws)[1])

@@ -2,9 +2,9 @@
 
     python train_ddgan.py --data stacked --out runs/stacked && python experiments/modes.py runs/stacked/model.pt
 
-The classifier of `fid.py --features fashion` names the garment in each of the three channels. Prints how many of the 1,000
-triples occur, and the KL divergence of their shares from uniform, beside the same for real stacks: what is left of it there is
-chance, 999 / (2 n) nats for n images, and the classifier's preferences.
+The classifier of `fid.py --features fashion` names the garment in each of the three channels. Prints how many of the
+1,000 triples occur, and the KL divergence of their shares from uniform, beside the same for real stacks: what is left
+of it there is chance, 999 / (2 n) nats for n images, and the classifier's preferences.
 """
 
 import sys
@@ -26,9 +26,10 @@ MODES = 1000
 
 @torch.inference_mode()
 def modes(images, device="cpu"):
-    """The mode 0..999 of each of the images, uint8 (N, 3, H, W) -> int64 (N,): the kinds of its channels as three digits."""
+    """The mode 0..999 of each image, uint8 (N, 3, H, W) -> int64 (N,): the kinds of its channels as three digits."""
     classifier = load_classifier().to(device)
-    kinds = torch.cat([classifier(normalize(chunk.to(device))).argmax(1) for chunk in images.flatten(0, 1)[:, None].split(1500)])
+    chunks = images.flatten(0, 1)[:, None].split(1500)  # (N, 3, H, W) -> (3N, 1, H, W)
+    kinds = torch.cat([classifier(normalize(chunk.to(device))).argmax(1) for chunk in chunks])
     return kinds.view(-1, 3).cpu() @ torch.tensor([100, 10, 1])
 
 
@@ -56,7 +57,8 @@ def main(argv=None):
 
     print(f"{f'of {args.samples} images':50} modes   KL from uniform")
     torch.manual_seed(args.seed)
-    report("real stacks, of the test set", random_batch(load_images("stacked", "test", args.root), args.samples, mixed=True))
+    real = load_images("stacked", "test", args.root)
+    report("real stacks, of the test set", random_batch(real, args.samples, mixed=True))
     for path, model, flags in zip(args.models, models, sampler_flags(args, models)):
         report(path, model.generate(args.samples, args.seed, args.batch, args.amp, progress=True, **flags))
 

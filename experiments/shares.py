@@ -1,7 +1,7 @@
-"""The kinds of garments among a model's samples, as the fashion classifier sees them: python experiments/shares.py MODEL ...
+"""The kinds of garments among samples, as the fashion classifier sees them: python experiments/shares.py MODEL ...
 
-A line for each model and one for the test set, in percent: the ten kinds, and how many would have to be of another kind for
-the shares to be the test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps.
+A line for each model and one for the test set, in percent: the ten kinds, and how many would have to be of another kind
+for the shares to be the test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps.
 """
 
 import sys
@@ -42,7 +42,8 @@ def main(argv=None):
 
 
 def print_line(made, real, name):
-    print("".join(f"{100 * share:9.1f}" for share in [*made, (made - real).clamp(min=0).sum()]) + f"  {name}", flush=True)
+    columns = [*made, (made - real).clamp(min=0).sum()]
+    print("".join(f"{100 * share:9.1f}" for share in columns) + f"  {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """FID as a function of T: train, score and draw all that figures 1 to 9 show.
 
-    python experiments/sweep.py                    # all, some 30 hours of one CPU core; begun again it goes on where it was
+    python experiments/sweep.py                    # all, 30 hours of one CPU core; begun again it goes on where it was
     python experiments/sweep.py 'js-*' ddpm-10     # these runs only
     python experiments/sweep.py --draw             # the figures, from what is scored so far
 
-A run trains in runs/sweep/NAME and prints into NAME.log. Its scores go to sweep.csv and 20 of its samples to samples/NAME.npy in
-the folder --results, so that the figures need no checkpoint. On a CPU two runs train at a time, one thread each.
+A run trains in runs/sweep/NAME and prints into NAME.log. Its scores go to sweep.csv and 20 of its samples to
+samples/NAME.npy in the folder --results, so that the figures need no checkpoint. On a CPU two runs train at a time, one
+thread each.
 """
 
 import sys
@@ -38,7 +39,8 @@ STEPS = 6000
 def ddgan(objective, T, steps=STEPS, seed=0):
     """The name of a run, its command, and the numbers of samples to score."""
     name = f"{objective}-{T}" + (f"-seed{seed}" if seed else "") + (f"-steps{steps}" if steps != STEPS else "")
-    return name, (["train_ddgan.py", "--objective", objective, "--T", str(T), "--steps", str(steps), "--seed", str(seed)], ["10000"])
+    command = ["train_ddgan.py", "--objective", objective, "--T", str(T), "--steps", str(steps), "--seed", str(seed)]
+    return name, (command, ["10000"])
 
 
 def ddpm(T):
@@ -72,14 +74,16 @@ def train_and_score(name, folder, results, device, running):
     if not counts:  # another sweep was faster
         return
     (script, *flags), _ = RUNS[name]
-    out, on = folder / name, ["--device", str(device)]
-    resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
+    out, samples, on = folder / name, results / "samples" / f"{name}.npy", ["--device", str(device)]
+    resume, model = ["--resume"] if (out / "checkpoint.pt").exists() else [], out / "model.pt"
     commands = [[script, *flags, *on, "--out", out, *resume],
-                ["sample.py", out / "model.pt", *on, "-n", "20", "--npy", results / "samples" / f"{name}.npy", "--out", out / "samples.png"],
-                ["fid.py", out / "model.pt", *on, "--features", "fashion", "--samples", *counts, "--csv", results / "sweep.csv"]]
+                ["sample.py", model, *on, "-n", "20", "--npy", samples, "--out", out / "samples.png"],
+                ["fid.py", model, *on, "--features", "fashion", "--samples", *counts, "--csv", results / "sweep.csv"]]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with open(folder / f"{name}.log", "a") as log:
         for script, *arguments in commands:
-            process = subprocess.Popen([sys.executable, HOME / script, *arguments], env={"OMP_NUM_THREADS": "1", **os.environ}, stdout=log, stderr=log)
+            command = [sys.executable, HOME / script, *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             running.add(process)
             status = process.wait()
             running.discard(process)
@@ -99,8 +103,9 @@ def run_all(names, folder, results, device, jobs):
             name = waiting[job]
             try:
                 job.result()
-                found = [f"{row['fid']} ({row['samples']} samples)" for row in read_csv(results / "sweep.csv") if row["name"] == name]
-                print(f"{name}: FID {', '.join(found)}", flush=True)
+                rows = [row for row in read_csv(results / "sweep.csv") if row["name"] == name]
+                found = ", ".join(f"{row['fid']} ({row['samples']} samples)" for row in rows)
+                print(f"{name}: FID {found}", flush=True)
             except subprocess.CalledProcessError as error:
                 failed += 1
                 print(f"{name}: {error.cmd} ended with status {error.returncode}: see {folder / name}.log", flush=True)
@@ -115,16 +120,16 @@ def run_all(names, folder, results, device, jobs):
 
 
 def fids(scores, runs, samples="10000"):
-    """The FIDs of runs, each what ddgan or ddpm returns, in the rows `scores` with so many samples; what is not there is left out."""
+    """The FIDs that the rows `scores` have for runs, each what ddgan or ddpm returns, with so many samples."""
     return [float(row["fid"]) for name, _ in runs for row in scores if (row["name"], row["samples"]) == (name, samples)]
 
 
 def draw_line(axes, name, values, style="o-"):
     """A line through the means of values {T: FIDs of several seeds}, with bars from the least to the largest."""
     values = {T: found for T, found in values.items() if found}
-    means = [statistics.fmean(found) for found in values.values()]
-    bars = [[mean - min(found) for mean, found in zip(means, values.values())], [max(found) - mean for mean, found in zip(means, values.values())]]
     if values:
+        means = np.array([statistics.fmean(found) for found in values.values()])
+        bars = means - [min(found) for found in values.values()], [max(found) for found in values.values()] - means
         axes.errorbar(list(values), means, yerr=bars, fmt=style, capsize=4, markersize=4, label=name)
 
 
@@ -141,13 +146,15 @@ def draw(results):
     figure, axes = subplots(figsize=(6, 3.6), layout="constrained")
     for samples in ("2000", "10000"):
         draw_line(axes, f"{samples} samples", {T: fids(scores, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
-    axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion", title="DDPM trained with T steps, figure 1")
+    axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion", title="DDPM with T steps, figure 1")
     save_curves(figure, axes, "fid-of-T-ddpm.png")
 
     figure, axes = subplots(figsize=(7, 4), layout="constrained")
     for objective in COMPARED:
-        draw_line(axes, objective, {T: fids(scores, [ddgan(objective, T, seed=seed) for seed in range(3)]) for T in ALL_T[objective]})
-    draw_line(axes, "js, 1500 T steps", {T: fids(scores, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}, "k.--")
+        seeds = {T: [ddgan(objective, T, seed=seed) for seed in range(3)] for T in ALL_T[objective]}
+        draw_line(axes, objective, {T: fids(scores, runs) for T, runs in seeds.items()})
+    proportional = {T: fids(scores, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}
+    draw_line(axes, "js, 1500 T steps", proportional, "k.--")
     axes.set(ylim=(0, None), xlabel="T", ylabel="FID, fashion", title=f"DDGAN, {STEPS} steps of training, figures 3, 5")
     save_curves(figure, axes, "fid-of-T-ddgan.png")
 
@@ -167,8 +174,8 @@ def main(argv=None):
     flag("--draw", action="store_true", help="only draw the figures")
     flag("--jobs", type=cli.number(int, 1), help="runs at a time (default: 2 on a CPU, 1 on a GPU)")
     flag("--folder", type=cli.path, default=HOME / "runs" / "sweep", help="of the runs")
-    flag("--results", type=cli.path, help="folder of sweep.csv, the samples and the figures; a new one begins anew (default: figures, whose results "
-         "are of the cpu preset; on a GPU figures/gpu)")
+    flag("--results", type=cli.path, help="folder of sweep.csv, the samples and the figures; a new one begins anew "
+         "(default: figures, whose results are of the cpu preset; on a GPU figures/gpu)")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     args = parser.parse_args(argv)
     on_gpu = args.device.type == "cuda"
