@@ -39,4 +39,5 @@ def started():
         process.communicate()
 
 
-needs_data = pytest.mark.skipif(not has_fashion_mnist(), reason="Fashion-MNIST is not on this machine (apt-get install dataset-fashion-mnist)")
+needs_data = pytest.mark.skipif(
+    not has_fashion_mnist(), reason="Fashion-MNIST is not on this machine (apt-get install dataset-fashion-mnist)")

@@ -38,7 +38,8 @@ def test_what_is_done_is_not_done_again(tmp_path):
     torch.set_num_threads(1)
     network, diffusion = toy.train("ddgan", 2, 7, "js", steps=3, lr_g=0.001, lr_d=0.002)  # seeds all that follows
     x = toy.sample(network, diffusion, toy.SAMPLES, z_dim=8)[-1]
-    assert found[first]["frechet"] == pytest.approx(toy.score(x, toy.draw(toy.SAMPLES))["frechet"], abs=6e-5)  # four digits are kept
+    # four digits are kept
+    assert found[first]["frechet"] == pytest.approx(toy.score(x, toy.draw(toy.SAMPLES))["frechet"], abs=6e-5)
 
 
 def test_a_run_that_diverges_is_a_failed_one(monkeypatch):
@@ -55,13 +56,17 @@ def test_the_table_has_the_median_the_range_and_the_failed_runs_and_the_map_the_
         csv.writer(file).writerows([claims.COLUMNS, *rows])
     claims.main(["steps", "--draw", "--csv", str(tmp_path / "c.csv")])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("js") and "3.00 (1.00-8.00), 2/3" in line for line in lines) == 2  # T = 4 is in both tables
+    # T = 4 is in both tables
+    assert sum(line.startswith("js") and "3.00 (1.00-8.00), 2/3" in line for line in lines) == 2
     claims.main(["rates", "--draw", "--csv", str(tmp_path / "c.csv")])
     assert "hellinger         50.0 % of 32 runs work" in capsys.readouterr().out
     assert (tmp_path / "stability.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(claims.COLUMNS) + "\njs,4\n", ",".join(claims.COLUMNS) + "\n" + "js," * 9 + "x\n"])
+@pytest.mark.parametrize("text", [
+    "a,b\n1,2\n",
+    ",".join(claims.COLUMNS) + "\njs,4\n",
+    ",".join(claims.COLUMNS) + "\n" + "js," * 9 + "x\n"])
 def test_a_damaged_table_is_one_line_and_stays(text, tmp_path):
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(cli.BadInput, match="is no table of these results"):

@@ -23,8 +23,8 @@ def script(tmp_path, body, *flags, **options):
     path = tmp_path / "script.py"
     path.write_text(f"import cli\n{body}\n")
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, path, *flags], cwd=tmp_path, env=environment, text=True, timeout=60, check=False,
-                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+    return subprocess.run([sys.executable, path, *flags], cwd=tmp_path, env=environment, text=True, timeout=60,
+                          check=False, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
 
 
 # Flags and errors
@@ -153,7 +153,14 @@ def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path):
         assert link.is_symlink() and target.read_text() == "new"
 
 
-@pytest.mark.parametrize("name", ["é ü 漢.txt", "$a$_^{.txt", "_hidden", "x" * 255, "y." + "z" * 253, b"\xff\xfe.txt", "two\nlines"])
+@pytest.mark.parametrize("name", [
+    "é ü 漢.txt",
+    "$a$_^{.txt",
+    "_hidden",
+    "x" * 255,
+    "y." + "z" * 253,
+    b"\xff\xfe.txt",
+    "two\nlines"])
 def test_every_file_name_that_the_system_allows_can_be_written_and_shown(tmp_path, name):
     path = os.path.join(os.fsencode(tmp_path), name if isinstance(name, bytes) else name.encode())
     path = os.fsdecode(path)
@@ -183,12 +190,14 @@ def test_a_full_stdout_is_told_after_the_work(tmp_path):
         done = script(tmp_path, body, stdout=full)
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
         assert (tmp_path / "work").exists()
-        assert script(tmp_path, "cli.script(lambda: print('x', file=__import__('sys').stderr))", stderr=full).returncode == 0
+        assert script(tmp_path, "cli.script(lambda: print('x', file=__import__('sys').stderr))",
+                      stderr=full).returncode == 0
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_closed_stream_is_no_error_and_no_file_of_ours_takes_its_place(tmp_path, number):
-    body = "def main():\n    import sys\n    print('out')\n    print('err', file=sys.stderr)\n    open('work', 'w').write('w')\ncli.script(main)"
+    body = ("def main():\n    import sys\n    print('out')\n    print('err', file=sys.stderr)\n"
+            "    open('work', 'w').write('w')\ncli.script(main)")
     done = script(tmp_path, body, preexec_fn=lambda: os.close(number))
     assert done.returncode == 0 and (tmp_path / "work").read_text() == "w"
 
@@ -203,7 +212,8 @@ def test_a_full_memory_is_one_line_that_names_the_batch(tmp_path, error):
 @pytest.mark.parametrize("name", ["train_ddgan.py", "sample.py", "fid.py", "toy.py", "experiments/shares.py"])
 def test_control_c_is_quiet_even_during_the_imports(name):
     for delay in (0.3, 0.8):  # torch takes longer
-        process = subprocess.Popen([sys.executable, HERE / name, "--help"], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, HERE / name, "--help"], cwd=HERE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -225,7 +235,8 @@ assert "matplotlib.pyplot" not in sys.modules and os.environ["MPLBACKEND"] == {b
 def test_nothing_is_written_over_what_is_read_or_over_another_output(tmp_path):
     (tmp_path / "model.pt").write_text("weights")
     (tmp_path / "link.png").symlink_to(tmp_path / "model.pt")
-    for outputs, inputs in ((["model.pt"], ["model.pt"]), (["link.png"], ["model.pt"]), (["a.png", None, "./a.png"], [])):
+    for outputs, inputs in ((["model.pt"], ["model.pt"]), (["link.png"], ["model.pt"]),
+                            (["a.png", None, "./a.png"], [])):
         outputs = [output and os.path.join(tmp_path, output) for output in outputs]
         with pytest.raises(cli.BadInput, match="would be written over"):
             cli.check_outputs(*outputs, inputs=[tmp_path / name for name in inputs])
@@ -267,7 +278,8 @@ def test_a_second_signal_of_a_closing_terminal_changes_nothing_but_a_second_cont
 def test_after_a_reader_has_left_the_work_goes_on(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    body = "def main():\n    print('a', flush=True)\n    open('work', 'w').close()\n    print('b', flush=True)\ncli.script(main)"
+    body = ("def main():\n    print('a', flush=True)\n    open('work', 'w').close()\n    print('b', flush=True)\n"
+            "cli.script(main)")
     done = script(tmp_path, body, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "") and (tmp_path / "work").exists()
@@ -283,4 +295,5 @@ def test_help_into_a_full_disk_is_one_line(tmp_path):
 def test_importing_a_file_loads_no_library_that_its_use_does_not_need():
     code = "import sys, cli, data, diffusion, losses, unet, model, run, features, fid, sample; print([m for m in " \
            "('matplotlib', 'torchvision', 'scipy', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
+                          check=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""On CUDA without a GPU: torch's FakeTensorMode raises where tensors of two devices meet and where a value is waited for."""
+"""On CUDA without a GPU: torch's FakeTensorMode raises where tensors of two devices meet or a value is waited for."""
 
 import pytest
 import torch
@@ -49,7 +49,8 @@ def x_0():
 
 
 def on_the_gpu(values):
-    return all(value.device.type == "cuda" for value in (values.values() if isinstance(values, dict) else values) if isinstance(value, torch.Tensor))
+    return all(value.device.type == "cuda" for value in (values.values() if isinstance(values, dict) else values)
+               if isinstance(value, torch.Tensor))
 
 
 def test_the_mode_notices_two_devices(fake):
@@ -70,25 +71,31 @@ def test_a_step_of_the_ddpm_keeps_to_its_device(fake, amp):
 def test_a_step_of_every_objective_keeps_to_its_device(fake, name, generator_loss):
     for T in (1, 4):
         G, D = fake(Generator, z_dim=8), fake(Discriminator)
-        assert on_the_gpu(train_ddgan.train_step(G, D, Optimizer(), Optimizer(), x_0(), Diffusion(T, device="cuda"), 8, OBJECTIVES[name],
-                                                 generator_loss, r1=1.0, gp=1.0, drift=1.0, amp=True))
+        assert on_the_gpu(train_ddgan.train_step(
+            G, D, Optimizer(), Optimizer(), x_0(), Diffusion(T, device="cuda"), 8, OBJECTIVES[name], generator_loss,
+            r1=1.0, gp=1.0, drift=1.0, amp=True))
 
 
 def test_a_step_of_siddm_keeps_to_its_device(fake):
     diffusion = Diffusion(4, "cosine", device="cuda")
-    assert on_the_gpu(train_siddm.train_step(fake(Generator, z_dim=8), fake(Critic), Optimizer(), Optimizer(), x_0(), diffusion, 8))
+    assert on_the_gpu(train_siddm.train_step(
+        fake(Generator, z_dim=8), fake(Critic), Optimizer(), Optimizer(), x_0(), diffusion, 8))
 
 
 def test_penalties_and_the_bounds_terms_keep_to_their_device(fake):
     D, diffusion, x, t = fake(Discriminator), Diffusion(4, device="cuda"), x_0(), torch.full((4,), 2, device="cuda")
-    assert on_the_gpu([r1_penalty(D, x, x, t), gradient_penalty(D, x, x, x, t), prior_kl(x, diffusion), weighted_loss(x, x, t, diffusion),
-                       decoder_nll(x, x, diffusion.beta[1])])
+    assert on_the_gpu([r1_penalty(D, x, x, t), gradient_penalty(D, x, x, x, t), prior_kl(x, diffusion),
+                       weighted_loss(x, x, t, diffusion), decoder_nll(x, x, diffusion.beta[1])])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sample", [
-    lambda d, f, G, x: d.ancestral(f, x), lambda d, f, G, x: d.ancestral(f, x, "beta", clip=False), lambda d, f, G, x: d.ddim(f, x),
-    lambda d, f, G, x: d.ddim(f, x, eta=0.5), lambda d, f, G, x: d.strided(2).ancestral(f, x), lambda d, f, G, x: d.strided(2).ddim(f, x),
+    lambda d, f, G, x: d.ancestral(f, x),
+    lambda d, f, G, x: d.ancestral(f, x, "beta", clip=False),
+    lambda d, f, G, x: d.ddim(f, x),
+    lambda d, f, G, x: d.ddim(f, x, eta=0.5),
+    lambda d, f, G, x: d.strided(2).ancestral(f, x),
+    lambda d, f, G, x: d.strided(2).ddim(f, x),
     lambda d, f, G, x: d.ddgan(G, x, 8)])
 def test_every_sampler_keeps_to_its_device_and_waits_for_nothing(fake, sample, schedule):
     assert on_the_gpu([sample(Diffusion(4, schedule, device="cuda"), fake(UNet), fake(Generator, z_dim=8), x_0())])
@@ -98,5 +105,6 @@ def test_every_sampler_keeps_to_its_device_and_waits_for_nothing(fake, sample, s
 def test_a_models_predictions_keep_to_their_device(fake, method):
     latent = {"z_dim": 8} if method == "DDGAN" else {}
     model = Model({"method": method, "T": 4, "schedule": "vp", "shape": (1, 28, 28), "network": {**SIZES, **latent}})
-    model.network, model.diffusion, model.device = fake({"DDPM": UNet, "DDGAN": Generator}[method], **latent), Diffusion(4, device="cuda"), torch.device("cuda")
+    model.network, model.diffusion, model.device = (fake({"DDPM": UNet, "DDGAN": Generator}[method], **latent),
+                                                    Diffusion(4, device="cuda"), torch.device("cuda"))
     assert on_the_gpu([model.predict_x_0(x_0(), torch.full((4,), 2, device="cuda")), model.sampler()[0](x_0())])

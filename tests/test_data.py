@@ -1,4 +1,4 @@
-"""data.py: the mapping to [-1, 1] is exact, any images load as uint8 (N, C, H, W), and every mistake of a user is one line."""
+"""data.py: the mapping to [-1, 1] is exact, any images load as uint8 (N, C, H, W), and a user's mistake is one line."""
 
 import gzip
 import math
@@ -101,7 +101,10 @@ def complaint(*args, **options):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("name", "folder"), [("fashion-mnist", "FashionMNIST"), ("mnist", "MNIST"), ("kmnist", "KMNIST")])
+@pytest.mark.parametrize(("name", "folder"), [
+    ("fashion-mnist", "FashionMNIST"),
+    ("mnist", "MNIST"),
+    ("kmnist", "KMNIST")])
 def test_files_of_mnists_format_load_compressed_or_not(root, name, folder, packed):
     put(root / folder / "raw", packed)
     images, labels = data.load(name, "train", root, labels=True)
@@ -113,7 +116,8 @@ def test_files_of_mnists_format_load_compressed_or_not(root, name, folder, packe
 def test_cifar10_loads_as_colour_images(root, monkeypatch):
     class Cifar:  # as torchvision's: data (N, H, W, 3) in numpy, targets a list
         def __init__(self, root, train):
-            self.data, self.targets = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8), [1, 2]
+            self.data, self.targets = (
+                np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8), [1, 2])
 
     monkeypatch.setattr(datasets, "CIFAR10", Cifar)
     images, labels = data.load("cifar10", "train", root, labels=True)
@@ -138,7 +142,10 @@ def test_debians_files_are_read_even_if_nothing_can_be_written(root, tmp_path, m
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    (idx(PIXELS)[:-100], "delete"), (b"<html>not found</html>", "delete"), (b"", "delete"), (idx(PIXELS)[:16], "delete"),
+    (idx(PIXELS)[:-100], "delete"),
+    (b"<html>not found</html>", "delete"),
+    (b"", "delete"),
+    (idx(PIXELS)[:16], "delete"),
     (idx(PIXELS.astype(">f4"))[:2] + b"\x0d" + idx(PIXELS)[3:], "delete"),
 ], ids=["truncated", "html", "empty", "only a header", "floats"])
 def test_a_wrong_file_is_told_with_the_way_out(root, content, says):
@@ -278,7 +285,8 @@ def test_a_folder_loads_in_the_order_of_the_names_subfolders_too(tmp_path):
 
 
 def test_what_is_no_set_of_images_is_one_line(tmp_path):
-    names = {"float.npy": np.zeros((4, 8, 8), np.float32), "one.npy": np.zeros((8, 8), np.uint8), "none.npy": np.zeros((0, 8, 8), np.uint8)}
+    names = {"float.npy": np.zeros((4, 8, 8), np.float32), "one.npy": np.zeros((8, 8), np.uint8),
+             "none.npy": np.zeros((0, 8, 8), np.uint8)}
     for name, array in names.items():
         np.save(tmp_path / name, array)
         assert "uint8 (N, H, W)" in complaint(str(tmp_path / name)), name
@@ -289,7 +297,8 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path):
     np.save(tmp_path / "last.npy", np.zeros((5, 8, 8, 3), np.uint8))
     assert "transpose it" in complaint(str(tmp_path / "last.npy"))
     assert "too long" in complaint(str(tmp_path / ("x" * 300)))
-    assert "neither a data set" in complaint(str(tmp_path / "absent")) and "absent" in complaint(str(tmp_path / "absent"))
+    assert ("neither a data set" in complaint(str(tmp_path / "absent"))
+            and "absent" in complaint(str(tmp_path / "absent")))
     (tmp_path / "empty").mkdir()
     assert "without images" in complaint(str(tmp_path / "empty"))
     save_png(tmp_path / "mixed", "a.png", np.zeros((8, 8), np.uint8))

@@ -55,7 +55,8 @@ def test_posterior_is_bayes_rule(T, schedule):
         alpha_bar_before = diffusion.alpha_bar[t - 1].double()
         variance_before = diffusion.one_minus_alpha_bar[t - 1].double()
         for x_t in (-1.0, 0.5):
-            # p(x_{t-1}) = N(m, v), x_t = sqrt(1 - beta) x_{t-1} + N(0, beta)  =>  x_{t-1} | x_t by the gain of a Kalman filter
+            # p(x_{t-1}) = N(m, v), x_t = sqrt(1 - beta) x_{t-1} + N(0, beta)
+            # =>  x_{t-1} | x_t by the gain of a Kalman filter
             m, v, a = alpha_bar_before.sqrt() * x_0, variance_before, (1 - beta).sqrt()
             gain = v * a / (a**2 * v + beta)
             mean, variance = diffusion.posterior(torch.full((1, 1), x_0), torch.full((1, 1), x_t), torch.tensor([t]))
@@ -105,7 +106,7 @@ def test_a_schedule_is_a_function_of_s_alone(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_tables_are_those_that_the_papers_print(schedule):
-    """alpha_t = 1 - beta_t, alpha_bar_t = prod alpha_i; beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t."""
+    """alpha_bar_t = prod (1 - beta_i); beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t."""
     diffusion = Diffusion(50, schedule)
     alpha_bar = torch.cumprod(1 - diffusion.beta.double(), dim=0)
     # float32: beta is known to 6e-8, fifty of which add up, relative to an alpha_bar that is small at the end
@@ -115,10 +116,13 @@ def test_the_tables_are_those_that_the_papers_print(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("make", [lambda s: Diffusion(50, s), lambda s: Diffusion(1000, s).strided(50), lambda s: Diffusion(1000, s)],
-                         ids=["T = 50", "50 of 1000", "T = 1000"])
+@pytest.mark.parametrize("make", [
+    lambda s: Diffusion(50, s),
+    lambda s: Diffusion(1000, s).strided(50),
+    lambda s: Diffusion(1000, s),
+], ids=["T = 50", "50 of 1000", "T = 1000"])
 def test_a_networks_error_does_not_begin_the_chain_too_wide(schedule, make):
-    """eps_theta off by 0.04 at every t, as a small network is: the first step must not blow it up by 1/sqrt(alpha_T)."""
+    """eps_theta off by 0.04 at all t, as a small network is: the first step must not blow it up by 1/sqrt(alpha_T)."""
     diffusion, wrong, n = make(schedule), 0.04 * torch.randn(20_000, 2), 20_000
     seen = []
 
@@ -164,7 +168,7 @@ COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
 
 
 def perfect_eps(diffusion):
-    """E[eps | x_t]: x_t is N(sqrt(alpha_bar) m, alpha_bar S + (1 - alpha_bar) I), and eps = -sqrt(1 - alpha_bar) score."""
+    """E[eps | x_t]: x_t is N(sqrt(alpha_bar) m, alpha_bar S + (1 - alpha_bar) I), eps = -sqrt(1 - alpha_bar) score."""
 
     def eps_theta(x_t, t):
         alpha_bar = diffusion.alpha_bar[t[0]].double()
@@ -205,7 +209,8 @@ def test_a_perfect_generator_makes_the_ddgan_sampler_return_the_data_in_few_step
         return MEAN + (x_t - alpha_bar.sqrt() * MEAN) @ gain.T + z @ torch.linalg.cholesky(conditional).T
 
     samples = diffusion.ddgan(G, torch.randn(n, 2), z_dim=2)
-    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=5 * math.sqrt(0.5 / n) + 0.01)  # 0.01: alpha_bar_T > 0
+    # 0.01: alpha_bar_T > 0
+    torch.testing.assert_close(samples.mean(0), MEAN, rtol=0, atol=5 * math.sqrt(0.5 / n) + 0.01)
     torch.testing.assert_close(samples.T.cov(), COVARIANCE, rtol=0, atol=5 * math.sqrt(2 * 0.25 / n))
 
 
@@ -258,7 +263,8 @@ def test_samplers_do_not_care_about_the_shape_of_the_data():
     diffusion = Diffusion(3)
     for shape in [(4, 2), (4, 1, 28, 28), (4, 3, 8, 6), (4, 5)]:
         eps_theta = lambda x_t, t: 0.5 * x_t
-        for sample in (diffusion.ancestral(eps_theta, torch.randn(shape)), diffusion.ddim(eps_theta, torch.randn(shape), 0.5),
+        for sample in (diffusion.ancestral(eps_theta, torch.randn(shape)),
+                       diffusion.ddim(eps_theta, torch.randn(shape), 0.5),
                        diffusion.ddgan(lambda x_t, z, t: 0.1 * x_t, torch.randn(shape), 6)):
             assert sample.shape == shape and sample.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Chains that begin at any t, and their pictures (sample.py --edit, --chain); 1,000 modes (--data stacked, experiments/modes.py)."""
+"""Chains that begin at any t and their pictures (sample.py --edit, --chain); 1,000 modes (--data stacked, modes.py)."""
 
 import math
 import runpy
@@ -35,12 +35,17 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("method", "flags"), [("DDPM", {}), ("DDPM", {"steps": 2}), ("DDPM", {"sampler": "ddim", "steps": 2}), ("DDGAN", {}),
-                                               ("SIDDM", {})])
+@pytest.mark.parametrize(("method", "flags"), [
+    ("DDPM", {}),
+    ("DDPM", {"steps": 2}),
+    ("DDPM", {"sampler": "ddim", "steps": 2}),
+    ("DDGAN", {}),
+    ("SIDDM", {})])
 def test_an_edit_begins_with_the_picture_noised_to_t_by_2(method, flags):
     model, told = tiny(method), []
     model.network.register_forward_pre_hook(lambda _, inputs: told.append((inputs[0], inputs[-1])))
-    picture = torch.arange(784, dtype=torch.float32).view(1, 1, 28, 28).mul(255 / 783).to(torch.uint8).expand(400, -1, -1, -1)
+    picture = (torch.arange(784, dtype=torch.float32).view(1, 1, 28, 28).mul(255 / 783).to(torch.uint8)
+               .expand(400, -1, -1, -1))
     made = model.generate(400, edit=picture, start=3, amp=False, **flags)
     assert made.shape == picture.shape
     x_t, t = told[0]
@@ -59,21 +64,30 @@ def test_a_chain_from_a_smaller_t_needs_a_picture():
 
 def test_the_command_shows_the_sketch_and_what_became_of_it(files, capsys):
     for start in (1, 4):
-        sample.main(["ddgan.pt", "siddm.pt", "--edit", "sketch.png", "--from", str(start), "-n", "3", "--npy", "e.npy", "--out", "e.png"])
+        sample.main(["ddgan.pt", "siddm.pt", "--edit", "sketch.png", "--from", str(start), "-n", "3",
+                     "--npy", "e.npy", "--out", "e.png"])
         assert f"{start} network evaluations" in capsys.readouterr().out
     assert np.load("e.npy").shape == (6, 1, 28, 28)
-    sample.main(["ddpm.pt", "--edit", "sketch.png", "--from", "6", "--steps", "2", "--sampler", "ddim", "-n", "3", "--out", "f.png"])
+    sample.main(["ddpm.pt", "--edit", "sketch.png", "--from", "6", "--steps", "2", "--sampler", "ddim", "-n", "3",
+                 "--out", "f.png"])
     grid = np.asarray(Image.open("f.png"))
-    assert grid.shape[1] == 2 * (4 * 29 + 1) and (grid[10:50, 10:50] == grid[10, 10]).all()  # one row of four, the flat sketch first
+    # one row of four, the flat sketch first
+    assert grid.shape[1] == 2 * (4 * 29 + 1) and (grid[10:50, 10:50] == grid[10, 10]).all()
 
 
 @pytest.mark.parametrize(("flags", "named"), [
-    (["ddgan.pt", "--edit", "sketch.png", "--from", "5"], "--from 5"), (["ddgan.pt", "--edit", "sketch.png", "--from", "0"], "0"),
-    (["ddpm.pt", "--edit", "sketch.png", "--from", "5", "--steps", "6"], "--steps 6"), (["ddgan.pt", "--edit", "sketch.png"], "--from"),
-    (["ddgan.pt", "--from", "2"], "--edit"), (["ddgan.pt", "--edit", "ddpm.pt", "--from", "2"], "ddpm.pt"),
-    (["ddgan.pt", "--edit", "none.png", "--from", "2"], "none.png"), (["ddgan.pt", "--denoise", "0.5", "--chain"], "--chain"),
-    (["ddgan.pt", "--denoise", "0.5", "--from", "2"], "--from"), (["ddgan.pt", "--denoise", "0.5", "--eta", "0"], "--eta"),
-    (["ddgan.pt", "--chain", "--npy", "x.npy"], "--npy x.npy"), (["ddgan.pt", "--out", "x.gif"], "x.gif"),
+    (["ddgan.pt", "--edit", "sketch.png", "--from", "5"], "--from 5"),
+    (["ddgan.pt", "--edit", "sketch.png", "--from", "0"], "0"),
+    (["ddpm.pt", "--edit", "sketch.png", "--from", "5", "--steps", "6"], "--steps 6"),
+    (["ddgan.pt", "--edit", "sketch.png"], "--from"),
+    (["ddgan.pt", "--from", "2"], "--edit"),
+    (["ddgan.pt", "--edit", "ddpm.pt", "--from", "2"], "ddpm.pt"),
+    (["ddgan.pt", "--edit", "none.png", "--from", "2"], "none.png"),
+    (["ddgan.pt", "--denoise", "0.5", "--chain"], "--chain"),
+    (["ddgan.pt", "--denoise", "0.5", "--from", "2"], "--from"),
+    (["ddgan.pt", "--denoise", "0.5", "--eta", "0"], "--eta"),
+    (["ddgan.pt", "--chain", "--npy", "x.npy"], "--npy x.npy"),
+    (["ddgan.pt", "--out", "x.gif"], "x.gif"),
     (["ddgan.pt", "--edit", "sketch.png", "--from", "2", "--out", "sketch.png"], "sketch.png")])
 def test_what_cannot_be_edited_is_one_line(files, capsys, flags, named):
     with pytest.raises((SystemExit, BadInput)) as stopped:
@@ -141,7 +155,8 @@ def test_stacks_are_three_garments_with_a_label_of_three_digits():
     assert stacks.shape == (10000, 3, 28, 28)
     kind = {image.numpy().tobytes(): k for image, k in zip(images, kinds.tolist())}
     for c, digit in enumerate((100, 10, 1)):
-        assert torch.equal(stacks[:, c].float().mean(0), images[:, 0].float().mean(0))  # each channel has every garment once
+        # each channel has every garment once
+        assert torch.equal(stacks[:, c].float().mean(0), images[:, 0].float().mean(0))
         assert [kind[image.numpy().tobytes()] for image in stacks[:200, c]] == (labels[:200] // digit % 10).tolist()
 
 
@@ -164,7 +179,8 @@ def test_coverage_counts_modes_and_the_divergence_from_uniform():
 @needs_data
 def test_the_modes_of_real_stacks_and_of_a_model_are_printed(tmp_path):
     sizes = ["--preset", "cpu", "--width", "8", "--batch", "4", "--device", "cpu", "--steps", "2", "--every", "2"]
-    subprocess.run([sys.executable, "train_ddgan.py", *sizes, "--data", "stacked", "--out", tmp_path / "run"], cwd=HOME, check=True, capture_output=True)
+    subprocess.run([sys.executable, "train_ddgan.py", *sizes, "--data", "stacked", "--out", tmp_path / "run"],
+                   cwd=HOME, check=True, capture_output=True)
     command = [sys.executable, "experiments/modes.py", tmp_path / "run/model.pt", "--samples", "300"]
     done = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True)
     _, real, model = (line.split()[-2:] for line in done.stdout.splitlines())
@@ -175,7 +191,8 @@ def test_the_modes_of_real_stacks_and_of_a_model_are_printed(tmp_path):
 
 @needs_data
 def test_garments_from_sketches_are_scored_and_drawn(tmp_path):
-    command = [sys.executable, "experiments/editing.py", "weights/ddgan.pt", "--samples", "40", "--out", tmp_path / "editing.png"]
+    command = [sys.executable, "experiments/editing.py", "weights/ddgan.pt", "--samples", "40",
+               "--out", tmp_path / "editing.png"]
     done = subprocess.run(command, cwd=HOME, check=True, capture_output=True, text=True)
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("weights")]
     assert [row[1:3] for row in rows] == [["1", "1"], ["2", "2"], ["3", "3"]]

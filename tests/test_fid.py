@@ -95,7 +95,8 @@ def test_distance_is_pytorch_fids_and_takes_a_fifth_of_its_time_at_most():
     """2048 features of 5,000 real images each, from a random layer; where measured the ratio was 9."""
     theirs = pytest.importorskip("pytorch_fid.fid_score", reason="pytorch-fid is not installed")
     layer = torch.randn(28 * 28, 2048) / 28
-    train, test = data.load("fashion-mnist", "train", HERE / "data")[:5000], data.load("fashion-mnist", "test", HERE / "data")[:5000]
+    train, test = (data.load("fashion-mnist", "train", HERE / "data")[:5000],
+                   data.load("fashion-mnist", "test", HERE / "data")[:5000])
     moments = [part for images in (train, test) for part in features.moments(
         torch.relu(data.normalize(chunk).flatten(1) @ layer) for chunk in images.split(500))]
     start = time.perf_counter()
@@ -200,7 +201,8 @@ def test_fashion_features_are_what_the_last_layer_sees():
 @needs_data
 def test_fashion_features_notice_what_an_eye_does():
     """2,000 images each: other real ones are nearer than slightly noisy ones, these nearer than pure noise."""
-    train, test = data.load("fashion-mnist", "train", HERE / "data")[:2000], data.load("fashion-mnist", "test", HERE / "data")[:2000]
+    train, test = (data.load("fashion-mnist", "train", HERE / "data")[:2000],
+                   data.load("fashion-mnist", "test", HERE / "data")[:2000])
     noisy = data.to_uint8(data.normalize(train) + 0.1 * torch.randn(train.shape))  # an eye sees 0.1 as a fine grain
     network = features.load_features("fashion")
     reference = features.statistics_of(network, train)
@@ -251,7 +253,8 @@ def test_bootstrap_spread_is_the_standard_deviation_over_fresh_samples():
     fresh = [torch.randn(1000, 10) + 0.2 for _ in range(40)]
     true = torch.tensor([fid.frechet_distance(mu, sigma, *features.moments([made])) for made in fresh]).std().item()
     estimates = [fid.bootstrap_spread(mu, sigma, made) for made in fresh]
-    assert sum(estimates) / len(estimates) == pytest.approx(true, rel=0.4)  # a deviation from 40 draws is known to 11 % itself
+    # a deviation from 40 draws is known to 11 % itself
+    assert sum(estimates) / len(estimates) == pytest.approx(true, rel=0.4)
 
 
 # The cache of the reference's statistics.
@@ -319,7 +322,8 @@ def folder(tmp_path):
     save(tmp_path / "real.npy", noise(50))
     sizes = {"width": 8, "mult": (1, 2), "blocks": 1}
     for method, T, flags, more in (("DDPM", 30, {}, {}), ("DDGAN", 1, {"objective": "hellinger"}, {"z_dim": 4})):
-        args = {"method": method, "T": T, "schedule": "vp", "data": "fashion-mnist", "shape": (1, 28, 28), **flags, "network": sizes | more}
+        args = {"method": method, "T": T, "schedule": "vp", "data": "fashion-mnist", "shape": (1, 28, 28), **flags,
+                "network": sizes | more}
         (tmp_path / method).mkdir()
         torch.save({"args": args, "weights": Model(args).network.state_dict()}, tmp_path / method / "model.pt")
     return tmp_path
@@ -335,12 +339,16 @@ def test_several_counts_score_the_first_so_many_of_the_same_images(folder, monke
 
 
 def test_all_images_are_taken_and_fewer_are_drawn_at_random_with_the_seed(folder, monkeypatch, capsys):
-    """A sorted file: its first half is black. All of it, or a random half, is equally far from itself; its first half is not."""
+    """A sorted file: its first half is black.
+
+    All of it, or a random half, is equally far from itself; its first half is not.
+    """
     sorted_images = torch.cat([noise(60) // 8, noise(60)])
     save(folder / "sorted.npy", sorted_images)
     save(folder / "half.npy", sorted_images[:60])
     scores = []
-    for source, more in (("sorted.npy", ()), ("sorted.npy", ("--samples", 60)), ("sorted.npy", ("--samples", 60, "--seed", 1)), ("half.npy", ())):
+    for source, more in (("sorted.npy", ()), ("sorted.npy", ("--samples", 60)),
+                         ("sorted.npy", ("--samples", 60, "--seed", 1)), ("half.npy", ())):
         run(monkeypatch, folder, source, "--reference", "sorted.npy", *more)
         scores.append(float(capsys.readouterr().out.split("FID ")[1].split()[0]))
     assert scores[0] == 0 and scores[1] != scores[2] and max(scores[1:3]) < scores[3] / 3
@@ -353,9 +361,11 @@ def test_folders_and_arrays_of_any_layout_and_a_runs_folder_are_sources(folder, 
     (folder / "pictures").mkdir()
     for i, image in enumerate(images[:, 0].numpy()):
         Image.fromarray(image).save(folder / "pictures" / f"{i:03d}.png")
-    run(monkeypatch, folder, "flat.npy", "channels.npy", "pictures", "DDGAN", "--reference", "pictures", "--samples", 40)
+    run(monkeypatch, folder, "flat.npy", "channels.npy", "pictures", "DDGAN", "--reference", "pictures",
+        "--samples", 40)
     lines = capsys.readouterr().out.splitlines()
-    assert all("FID 0.0000" in line and "-0.0000" not in line for line in lines[:3]) and lines[3].startswith("DDGAN/model.pt")
+    assert (all("FID 0.0000" in line and "-0.0000" not in line for line in lines[:3])
+            and lines[3].startswith("DDGAN/model.pt"))
 
 
 def test_models_of_different_data_need_one_reference(folder, monkeypatch, capsys):
@@ -375,13 +385,20 @@ def test_a_table_in_a_folder_that_is_not_there_yet_is_made(folder, monkeypatch):
 
 
 def test_a_table_to_which_several_processes_add_loses_no_row(tmp_path):
-    code = "import sys, fid; row = dict.fromkeys(fid.COLUMNS, '1'); [fid.add_to_csv('fid.csv', row | {'name': f'{sys.argv[1]}-{i}'}) for i in range(20)]"
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}) for i in range(3)]
+    code = ("import sys, fid; row = dict.fromkeys(fid.COLUMNS, '1'); "
+            "[fid.add_to_csv('fid.csv', row | {'name': f'{sys.argv[1]}-{i}'}) for i in range(20)]")
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path,
+                                  env=os.environ | {"PYTHONPATH": str(HERE)}) for i in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     assert len({row["name"] for row in fid.read_csv(tmp_path / "fid.csv")}) == 60
 
 
-@pytest.mark.parametrize("row", ["images,images", ",".join(["x"] * 30), ",".join(["x"] * 16), "a,b,,,,,,40,,,,,,,,", "a,b,4,2.0,,f,r,40,0,,1,1,1,1,1,1"])
+@pytest.mark.parametrize("row", [
+    "images,images",
+    ",".join(["x"] * 30),
+    ",".join(["x"] * 16),
+    "a,b,,,,,,40,,,,,,,,",
+    "a,b,4,2.0,,f,r,40,0,,1,1,1,1,1,1"])
 def test_a_damaged_table_is_one_line(folder, monkeypatch, capsys, row):
     (folder / "bad.csv").write_text(",".join(fid.COLUMNS) + "\n" + row + "\n")
     for flag in (("--table",), ("--plot", "fid.png")):
@@ -399,10 +416,12 @@ def test_a_name_that_no_encoding_holds_is_kept_in_the_table(folder, monkeypatch,
 
 def test_speed_up_is_over_the_ddpm_of_1000_steps(capsys):
     row = dict.fromkeys(fid.COLUMNS, "1")
-    fid.print_table([row | {"seconds": "0.0"}, row | {"method": "DDPM", "steps": "1000", "seconds": "0.0", "sampler": "ancestral"}])
+    fid.print_table([row | {"seconds": "0.0"},
+                     row | {"method": "DDPM", "steps": "1000", "seconds": "0.0", "sampler": "ancestral"}])
     capsys.readouterr()
     ddpm = row | {"method": "DDPM", "steps": "1000", "seconds": "500", "sampler": "ancestral"}
-    fid.print_table([row | {"method": "DDGAN", "steps": "4", "seconds": "2"}, ddpm, ddpm | {"sampler": "ddim eta 0", "seconds": "250"}])
+    fid.print_table([row | {"method": "DDGAN", "steps": "4", "seconds": "2"}, ddpm,
+                     ddpm | {"sampler": "ddim eta 0", "seconds": "250"}])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2:] for line in lines[1:4]] == [["2", "250.0"], ["500", "1.0"], ["250", "2.0"]]
 

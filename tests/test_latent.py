@@ -38,12 +38,14 @@ def test_the_exact_share_is_that_of_bayes_rule_for_two_points():
         x_t = alpha_bar.sqrt() + variance.sqrt() * torch.randn(200_000)
         expected = (1 - torch.tanh(alpha_bar.sqrt() * x_t / variance) ** 2).mean().item()
         x_0 = images[torch.randint(1000, (4000,))]
-        assert latent["exact_share"](x_0, images, t, diffusion) == pytest.approx(expected, abs=0.03)  # 4,000 x_t, var(N) by N - 1
+        # 4,000 x_t, var(N) by N - 1
+        assert latent["exact_share"](x_0, images, t, diffusion) == pytest.approx(expected, abs=0.03)
 
 
 @needs_data
 def test_the_command_prints_a_share_for_every_t_and_draws_the_figure(tmp_path):
-    command = [sys.executable, "experiments/latent.py", "weights/ddgan.pt", "--n", "6", "--draws", "2", "--figure", tmp_path / "latent.png"]
+    command = [sys.executable, "experiments/latent.py", "weights/ddgan.pt", "--n", "6", "--draws", "2",
+               "--figure", tmp_path / "latent.png"]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     exact = [float(line.split()[3]) for line in done.stdout.splitlines() if re.match(r" +[1-4] ", line)]
@@ -84,7 +86,8 @@ def test_a_generator_that_ignores_z_is_not_a_stationary_point_on_the_25_gaussian
     assert torch.equal(*fakes)  # z is ignored
     z = torch.randn(2, 20_000, 8)
     with torch.no_grad():
-        G.layers[0].weight[:, -8:] = 1e-3 * torch.randn(128, 8)  # a step away from it: the score falls as z is used more
+        # a step away from it: the score falls as z is used more
+        G.layers[0].weight[:, -8:] = 1e-3 * torch.randn(128, 8)
     score = energy_score(x_0, G(x_t, z[0], t), G(x_t, z[1], t))
     score.backward()
     weight = G.layers[0].weight

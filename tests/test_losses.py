@@ -44,8 +44,13 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("T, schedule, variance", [(2, "vp", "beta_tilde"), (4, "vp", "beta_tilde"), (1000, "vp", "beta_tilde"),
-                                                   (10, "cosine", "beta_tilde"), (4, "vp", "beta"), (1000, "vp", "beta")])
+@pytest.mark.parametrize("T, schedule, variance", [
+    (2, "vp", "beta_tilde"),
+    (4, "vp", "beta_tilde"),
+    (1000, "vp", "beta_tilde"),
+    (10, "cosine", "beta_tilde"),
+    (4, "vp", "beta"),
+    (1000, "vp", "beta")])
 def test_the_weighted_loss_6_is_the_kl_of_5(T, schedule, variance):
     diffusion = Diffusion(T, schedule)
     t = torch.randint(2, T + 1, (64,))
@@ -68,7 +73,8 @@ def test_the_decoder_of_l_0_shares_1_among_the_256_levels_as_its_normal_does(mea
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
     inner = slice(1, 255)  # all but the two ends, which have the tails as well
     density = torch.exp(Normal(mean, std).log_prob(LEVELS)) * 2 / 255
-    if std >= 0.05:  # wide against a level: the integral is the density's, by the rule of the midpoint, to width^2 / (24 std^2)
+    # wide against a level: the integral is the density's, by the rule of the midpoint, to width^2 / (24 std^2)
+    if std >= 0.05:
         assert torch.allclose(p[inner], density[inner], rtol=0.02, atol=1e-6)
 
 
@@ -84,7 +90,8 @@ def test_the_bounds_terms_have_closed_forms_for_gaussian_data_and_the_exact_deno
     x_0 = ((s * torch.randn(n, 1)).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
 
     def eps_theta(x_t, t):  # E[eps | x_t]
-        return diffusion.one_minus_alpha_bar[t].sqrt() * x_t / (diffusion.alpha_bar[t] * s**2 + diffusion.one_minus_alpha_bar[t])
+        return (diffusion.one_minus_alpha_bar[t].sqrt() * x_t
+                / (diffusion.alpha_bar[t] * s**2 + diffusion.one_minus_alpha_bar[t]))
 
     total = prior_kl(x_0, diffusion).mean()
     for step in range(1, 1001):
@@ -97,7 +104,8 @@ def test_the_bounds_terms_have_closed_forms_for_gaussian_data_and_the_exact_deno
         alpha_bar, variance = diffusion.alpha_bar[step].item(), diffusion.one_minus_alpha_bar[step].item()
         beta, beta_tilde = diffusion.beta[step].item(), diffusion.beta_tilde[step].item()
         exact = beta**2 / (2 * beta_tilde * (1 - beta) * variance) * alpha_bar * s**2 / (alpha_bar * s**2 + variance)
-        assert weighted_loss(eps, eps_theta(x_t, step), t, diffusion).mean().item() == pytest.approx(exact, rel=0.2)  # 6 sigma
+        # 0.2: 6 sigma
+        assert weighted_loss(eps, eps_theta(x_t, step), t, diffusion).mean().item() == pytest.approx(exact, rel=0.2)
         total += weighted_loss(eps, eps_theta(x_t, step), t, diffusion, "beta").mean()
     # With sigma^2 = beta_t, right for steps much shorter than s, the bound is nearly tight
     entropy = math.log(s * math.sqrt(2 * math.pi * math.e) * 255 / 2)  # of the 256 levels, in nats
@@ -110,8 +118,10 @@ def test_a_learned_variance_lies_between_the_two_and_its_kl_is_the_normals():
     for name, end in (("beta_tilde", 0.0), ("beta", 1.0)):
         variance = diffusion.learned_variance(torch.full_like(v, end), t)
         torch.testing.assert_close(variance, getattr(diffusion, name)[t][:, None].expand(3, 6), rtol=1e-5, atol=0)
-        torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion, variance), weighted_loss(eps, eps_theta, t, diffusion, name))
-    assert diffusion.learned_variance(torch.zeros(1, 1), torch.tensor([1])).item() == pytest.approx(diffusion.beta_tilde[2].item())
+        torch.testing.assert_close(weighted_loss(eps, eps_theta, t, diffusion, variance),
+                                   weighted_loss(eps, eps_theta, t, diffusion, name))
+    assert (diffusion.learned_variance(torch.zeros(1, 1), torch.tensor([1])).item()
+            == pytest.approx(diffusion.beta_tilde[2].item()))
     x_t = diffusion.q_sample(x_0, t, eps)
     (mean, tilde), variance = diffusion.posterior(x_0, x_t, t), diffusion.learned_variance(v, t)
     mean_theta, _ = diffusion.posterior(diffusion.x_0_from_eps(x_t, eps_theta, t), x_t, t)
@@ -131,7 +141,8 @@ def grid_u(row):
 def grid_t(row, count):
     """Points in the domain of f*, away from where it is infinite."""
     low, high = row.domain
-    return torch.linspace(max(low, -5.0), min(high - 0.05, 4.0) if row is not TOTAL_VARIATION else high, count, dtype=torch.float64)
+    return torch.linspace(max(low, -5.0), min(high - 0.05, 4.0) if row is not TOTAL_VARIATION else high, count,
+                          dtype=torch.float64)
 
 
 @each_row
@@ -162,7 +173,8 @@ def test_the_activation_rises_and_maps_the_real_line_into_the_domain_of_the_conj
     V = torch.linspace(-30, 30, 1001, dtype=torch.float64)
     T = row.g(V)
     closed = row is TOTAL_VARIATION
-    assert ((T > row.domain[0]) | (closed & (T == row.domain[0]))).all() and ((T < row.domain[1]) | (closed & (T == row.domain[1]))).all()
+    assert (((T > row.domain[0]) | (closed & (T == row.domain[0]))).all()
+            and ((T < row.domain[1]) | (closed & (T == row.domain[1]))).all())
     assert (T.diff() >= 0).all() and T[-1] > T[0]
     V = torch.linspace(-8, 8, 1001, dtype=torch.float64)
     torch.testing.assert_close(row.f_star_g(V), row.f_star(row.g(V)))
@@ -175,16 +187,18 @@ def test_the_conjugate_at_the_slope_is_the_legendre_transform(row):
 
 
 def cost(row, q, p):
-    """D_f(Q||P), eq. (11), of distributions over points: p f(q/p), which is p f(0) where q is 0, and q lim f(u)/u where p is 0."""
+    """D_f(Q||P), eq. (11), over points: p f(q/p), which is p f(0) where q is 0, and q lim f(u)/u where p is 0."""
     small, large = torch.tensor(1e-30, dtype=torch.float64), torch.tensor(1e30, dtype=torch.float64)
-    at_0, slope = (value.item() if value < 40 else math.inf for value in (row.f(small), row.f(large) / large))  # a logarithm has come to 69
-    terms = [q_i * slope if p_i == 0 else p_i * at_0 if q_i == 0 else p_i * row.f(q_i / p_i).item() for q_i, p_i in zip(q, p)]
+    # a logarithm has come to 69
+    at_0, slope = (value.item() if value < 40 else math.inf for value in (row.f(small), row.f(large) / large))
+    terms = [q_i * slope if p_i == 0 else p_i * at_0 if q_i == 0 else p_i * row.f(q_i / p_i).item()
+             for q_i, p_i in zip(q, p)]
     return sum(terms)
 
 
 @each_row
 def test_what_a_dropped_and_an_invented_mode_cost(row):
-    """The table of PAPER.md, section 2.4: a mode that holds a tenth of the mass is missing in the model, or in the data."""
+    """The table of PAPER.md, section 2.4: a mode with a tenth of the mass is missing in the model, or in the data."""
     whole, part = torch.tensor([0.9, 0.1]).double(), torch.tensor([1.0, 0.0]).double()
     page = (HOME / "PAPER.md").read_text(encoding="utf-8")
     printed = {name: (float(a.replace("∞", "inf")), float(b.replace("∞", "inf")))
@@ -214,7 +228,8 @@ def test_with_a_perfect_d_9_makes_g_minimise_a_softened_reverse_kl():
 
 
 X = torch.linspace(-12, 13, 5_001, dtype=torch.float64)
-GAUSSIANS = [0.005 * Normal(mean, 1.0).log_prob(X).exp() for mean in (torch.tensor(1.0).double(), torch.tensor(0.0).double())]
+GAUSSIANS = [0.005 * Normal(mean, 1.0).log_prob(X).exp()
+             for mean in (torch.tensor(1.0).double(), torch.tensor(0.0).double())]
 DISCRETE = [torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.1, 0.3, 0.6]).double()]
 CLOSED_FORMS = {  # of N(1, 1) against N(0, 1)
     HELLINGER: 2 * (1 - math.exp(-1 / 8)),  # 2 H^2, not the H^2 of eq. (19)
@@ -248,7 +263,8 @@ def test_the_bound_16_is_tight_at_the_optimal_critic_17_and_lower_at_any_other(r
 
 
 def small_critic(dimensions=1):
-    return torch.nn.Sequential(torch.nn.Linear(dimensions, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1), torch.nn.Flatten(0))
+    return torch.nn.Sequential(torch.nn.Linear(dimensions, 32), torch.nn.SiLU(),
+                               torch.nn.Linear(32, 1), torch.nn.Flatten(0))
 
 
 @each_row
@@ -318,14 +334,15 @@ def test_gradients_are_finite_for_large_outputs_and_large_means_real(row):
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1), ()])
 def test_a_critic_that_does_not_return_one_number_an_image_is_refused(shape):
     V, good = torch.zeros(shape), torch.zeros(4)
-    for loss in (gan_loss_G, *(lambda V, f=f: f(V, JS) for f in GENERATOR_LOSSES.values()), lambda V: gan_loss_D(V, good), lambda V: gan_loss_D(good, V),
+    for loss in (gan_loss_G, *(lambda V, f=f: f(V, JS) for f in GENERATOR_LOSSES.values()),
+                 lambda V: gan_loss_D(V, good), lambda V: gan_loss_D(good, V),
                  lambda V: discriminator_loss(V, good, JS), lambda V: discriminator_loss(good, V, JS)):
         with pytest.raises(ValueError, match=r"must be \(B,\)"):
             loss(V)
 
 
 def networks(d_out=1):
-    """G(x_t, z, t), D(x_{t-1}, x_t, t), SIDDM's D(x_{t-1}, t) and eps_theta(x_t, t) on points of two dimensions, with one optimizer each."""
+    """G(x_t, z, t), D(x_{t-1}, x_t, t), SIDDM's D(x_{t-1}, t) and eps_theta(x_t, t) in 2-D, with one optimizer each."""
     layers = [torch.nn.Linear(n, m) for n, m in ((2 + 3 + 1, 2), (2 + 2 + 1, 1), (2 + 1, 5), (2 + 1, 2))]
 
     def call(layer, *inputs):
@@ -339,7 +356,8 @@ def networks(d_out=1):
         def forward(self, *inputs):
             return self.out(call(self.layer, *inputs))
 
-    outs = [lambda h: h, lambda h: h.squeeze(1) if d_out == 1 else h, lambda h: (h[:, 0], h[:, 1:3], h[:, 3:]), lambda h: h]
+    outs = [lambda h: h, lambda h: h.squeeze(1) if d_out == 1 else h,
+            lambda h: (h[:, 0], h[:, 1:3], h[:, 3:]), lambda h: h]
     made = [Network(layer, out) for layer, out in zip(layers, outs)]
     return made, [torch.optim.SGD(network.parameters(), lr=0.1) for network in made]
 
@@ -365,7 +383,8 @@ def test_a_training_step_can_be_carried_away_with_torch_and_at_most_losses_py():
         names = dict(names)
         exec(inspect.getsource(module.train_step), names)  # noqa: S102 - that is what a reader does
         assert all(value is not None for value in names["train_step"](*arguments).values())
-    imported = {line.split()[1].split(".")[0] for line in inspect.getsource(losses).splitlines() if line.startswith(("import", "from"))}
+    imported = {line.split()[1].split(".")[0] for line in inspect.getsource(losses).splitlines()
+                if line.startswith(("import", "from"))}
     assert imported == {"math", "collections", "dataclasses", "torch"}
 
 
@@ -376,7 +395,7 @@ def test_a_new_divergence_is_one_row_and_nothing_else(monkeypatch):
 
 def test_the_gradient_penalty_makes_a_critic_estimate_w1():
     # weight 100: against a penalty of weight w the best slope is 1 + W_1 / (2 w), at the usual w = 10 just 1.1.
-    # Two-dimensional points: on a line, a critic that begins with the wrong slope never gets over the penalty at slope 0
+    # 2-D points: on a line, a critic that begins with the wrong slope never gets over the penalty at slope 0
     V, shift = small_critic(2), torch.tensor([1.2, -1.6])
     D = lambda x_prev, x_t, t: V(x_prev)
     optimizer = torch.optim.Adam(V.parameters(), lr=5e-3, betas=(0.5, 0.9))
@@ -397,10 +416,12 @@ def test_the_gradient_penalty_sees_interpolates_of_x_prev_at_fixed_x_t_and_t():
         seen.append((x_prev.detach(), x_t, t))
         return 3 * x_prev.flatten(1)[:, 0]  # slope 3
 
-    x_prev, x_prev_fake, x_t, t = torch.zeros(64, 1, 2, 2), torch.ones(64, 1, 2, 2), torch.randn(64, 1, 2, 2), torch.ones(64)
+    x_prev, x_prev_fake, x_t, t = (torch.zeros(64, 1, 2, 2), torch.ones(64, 1, 2, 2), torch.randn(64, 1, 2, 2),
+                                   torch.ones(64))
     assert gradient_penalty(D, x_prev, x_prev_fake, x_t, t).item() == pytest.approx((3 - 1) ** 2)
     (between, its_x_t, its_t), = seen
-    assert (between == between[:, :, :1, :1]).all() and between.min() >= 0 and between.max() <= 1 and between.std() > 0.2
+    assert ((between == between[:, :, :1, :1]).all()
+            and between.min() >= 0 and between.max() <= 1 and between.std() > 0.2)
     assert its_x_t is x_t and its_t is t
 
 

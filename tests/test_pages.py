@@ -82,7 +82,8 @@ def test_every_command_on_a_page_is_a_script_with_flags_that_it_has(name):
     for script, arguments in commands:
         assert script in SCRIPTS, script
         sources = [(HOME / script).read_text(encoding="utf-8")]
-        sources += [(HOME / other).read_text(encoding="utf-8") for other in ("model.py", "run.py") if f"from {other[:-3]} import" in sources[0]]
+        sources += [(HOME / other).read_text(encoding="utf-8") for other in ("model.py", "run.py")
+                    if f"from {other[:-3]} import" in sources[0]]
         for word in shlex.split(arguments):
             if word.startswith("--"):
                 flag = word.split("=")[0].replace("--no-", "--")
@@ -118,7 +119,8 @@ def test_the_readme_is_short():
 def test_every_paper_that_the_code_cites_is_in_the_readmes_list():
     papers = " ".join(PAGES["README.md"].split("## The papers")[1].split())
     code = "".join((HOME / script).read_text(encoding="utf-8") for script in SCRIPTS)
-    cited = set(re.findall(r"\b([A-Z][a-z]+)(?:(?:, [A-Z][a-z]+)* and [A-Z][a-z]+|(?:, [A-Z][a-z]+)+| et al\.) ((?:19|20)\d\d)", code))
+    cited = set(re.findall(
+        r"\b([A-Z][a-z]+)(?:(?:, [A-Z][a-z]+)* and [A-Z][a-z]+|(?:, [A-Z][a-z]+)+| et al\.) ((?:19|20)\d\d)", code))
     assert len(cited) >= 12
     for author, year in cited:
         assert re.search(rf"\. {author}\b[^*]* {year}, \*", papers), f"{author} {year}"

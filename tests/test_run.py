@@ -45,14 +45,19 @@ def images(tmp_path, monkeypatch):
     for split in ("train", "t10k"):
         header = bytes([0, 0, 8, 3]) + np.array([12, 28, 28], ">i4").tobytes()
         (raw / f"{split}-images-idx3-ubyte").write_bytes(header + noise(12, 28, 28).tobytes())
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([12], ">i4").tobytes() + bytes(12))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(
+            bytes([0, 0, 8, 1]) + np.array([12], ">i4").tobytes() + bytes(12))
     return tmp_path
 
 
 # Your own images
 
-@pytest.mark.parametrize(("data", "shape"), [("mnist", (1, 28, 28)), ("colour.npy", (3, 32, 32)), ("pictures", (1, 16, 16)),
-                                             ("wide.npy", (2, 8, 12)), ("grey.npy", (1, 28, 28))])
+@pytest.mark.parametrize(("data", "shape"), [
+    ("mnist", (1, 28, 28)),
+    ("colour.npy", (3, 32, 32)),
+    ("pictures", (1, 16, 16)),
+    ("wide.npy", (2, 8, 12)),
+    ("grey.npy", (1, 28, 28))])
 @pytest.mark.parametrize("method", TRAINERS)
 def test_any_images_are_trained_resumed_sampled_and_scored(method, data, shape, images, monkeypatch, capsys):
     TRAINERS[method].main([*TINY, "--data", data, "--steps", "2", "--out", "run"])
@@ -170,7 +175,8 @@ def test_a_run_claims_its_folder_when_it_begins(images):
 
 
 def test_a_run_is_resumed_by_its_own_trainer_with_its_own_images(images):
-    runpy.run_path(str(HOME / "experiments/ablation.py"))["main"]([*TINY, "--data", "grey.npy", "--steps", "2", "--predict", "x_0", "--out", "x_0"])
+    runpy.run_path(str(HOME / "experiments/ablation.py"))["main"]([
+        *TINY, "--data", "grey.npy", "--steps", "2", "--predict", "x_0", "--out", "x_0"])
     with pytest.raises(cli.BadInput, match="has --loss, which this trainer lacks"):
         train_ddpm.main(["--resume", "--steps", "4", "--out", "x_0"])
     train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "eps"])
@@ -191,7 +197,8 @@ def test_a_resumed_run_goes_on_from_what_is_there_when_it_has_the_folder(images)
     train_ddpm.main(["--resume", "--steps", "4", "--out", "run"])  # meanwhile another run comes to step 4
     network = late.model.network
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    parts = {"network": network, "optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)}
+    parts = {"network": network, "optimizer": optimizer,
+             "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)}
     assert sum(1 for _ in late.steps(**parts)) == 1 and late.step == 5
 
 
@@ -203,8 +210,13 @@ def test_a_run_goes_where_a_link_points(out, images):
     assert os.path.exists("target/model.pt") and os.path.islink(out)
 
 
-@pytest.mark.parametrize("flags", [["--T", "9223372036854775807"], ["--batch", "9223372036854775808"], ["--width", "800000000000"], ["--z-dim", "1" * 30],
-                                   ["--out", ""], ["--data", ""]])
+@pytest.mark.parametrize("flags", [
+    ["--T", "9223372036854775807"],
+    ["--batch", "9223372036854775808"],
+    ["--width", "800000000000"],
+    ["--z-dim", "1" * 30],
+    ["--out", ""],
+    ["--data", ""]])
 def test_what_overflows_or_is_empty_is_one_line(flags, images, capsys):
     with pytest.raises(SystemExit) as end:
         train_ddgan.main([*TINY, "--data", "grey.npy", *flags])
@@ -272,12 +284,17 @@ def test_every_script_works_from_a_notebooks_cell(name, images):
              "train_ddgan.py": [*TINY, "--data", "grey.npy", "--steps", "1", "--out", "run"],
              "toy.py": ["--steps", "1", "--batch", "8"]}[name]
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, HOME / name, *flags], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, HOME / name, *flags], capture_output=True, text=True, env=environment,
+                          check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "named"), [({"sampler": "DDIM"}, "DDIM"), ({"variance": "learned"}, "learned"),
-                                                   ({"sampler": "ddim", "eta": 2.0}, "2.0"), ({"steps": 0}, "0"), ({"steps": 1001}, "1001")])
+@pytest.mark.parametrize(("arguments", "named"), [
+    ({"sampler": "DDIM"}, "DDIM"),
+    ({"variance": "learned"}, "learned"),
+    ({"sampler": "ddim", "eta": 2.0}, "2.0"),
+    ({"steps": 0}, "0"),
+    ({"steps": 1001}, "1001")])
 def test_wrong_arguments_of_a_sampler_are_named_in_a_notebook_too(arguments, named):
     with pytest.raises(cli.BadInput, match=named):
         load(HOME / "weights/ddpm.pt").generate(1, **arguments)
@@ -318,7 +335,8 @@ def test_weights_that_are_not_finite_are_one_line(images, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["漢字.png", os.fsdecode(b"\xff\xfe.png")])
 def test_a_name_that_stdout_cannot_print_loses_no_work(name, images):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HOME / "sample.py", HOME / "weights/ddgan.pt", "-n", "2", "--out", name, "--npy", name[:-4] + ".npy"]
+    command = [sys.executable, HOME / "sample.py", HOME / "weights/ddgan.pt", "-n", "2",
+               "--out", name, "--npy", name[:-4] + ".npy"]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert os.path.exists(name) and np.load(name[:-4] + ".npy").shape == (2, 1, 28, 28)

@@ -29,8 +29,10 @@ class Gaussian:
         var = a**2 * self.var_t + u  # of x'
         self.slope = a * self.var_t / var  # E[x_t | x'] = slope (x' - b)
         self.var_given = self.var_t * u / var  # of x_t given x'
-        offset = -self.slope * b  # E[x_t | x'] - sqrt(alpha) x' = (slope - sqrt(alpha)) x' + offset, whose mean square is
-        square = (self.slope - self.alpha**0.5) ** 2 * (var + b**2) + 2 * (self.slope - self.alpha**0.5) * offset * b + offset**2
+        offset = -self.slope * b
+        # E[x_t | x'] - sqrt(alpha) x' = (slope - sqrt(alpha)) x' + offset, whose mean square is
+        square = ((self.slope - self.alpha**0.5) ** 2 * (var + b**2)
+                  + 2 * (self.slope - self.alpha**0.5) * offset * b + offset**2)
         self.bracket = square / (2 * self.beta)
         ratio = torch.tensor(self.var_given / self.beta)
         self.kl = ((ratio - 1 - ratio.log()) / 2).item() + self.bracket
@@ -83,7 +85,8 @@ def one_step(afd=1.0, reg=1.0, gan=1.0, seed=0):
     torch.manual_seed(seed)
     G, D = Spy(2 + 3 + 1, [2]), Critic(2 + 1, [1, 2, 2])
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (G, D)]
-    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), z_dim=3, afd=afd, reg=reg, gan=gan)
+    train_siddm.train_step(G, D, *optimizers, torch.randn(8, 2), Diffusion(4, "cosine"), z_dim=3,
+                           afd=afd, reg=reg, gan=gan)
     return G, D
 
 
@@ -116,7 +119,7 @@ def test_the_regulariser_never_sees_generated_data_and_c_never_real():
 
 
 def test_the_loss_of_c_gives_g_no_gradient_and_the_afd_term_gives_c_none():
-    """The second by D's gradients, which a larger AFD weight leaves as they are; the first by G's, which C's loss does."""
+    """The second by D's gradients, which a larger AFD weight leaves alone; the first by G's, which C's loss does."""
     (G, D), (G_5, D_5) = one_step(afd=1.0), one_step(afd=5.0)
     for p, p_5 in zip(D.parameters(), D_5.parameters()):
         assert torch.equal(p.grad, p_5.grad) and p.grad.any()

@@ -21,7 +21,8 @@ def seed():
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "toy.py", *map(str, args)], cwd=HOME, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "toy.py", *map(str, args)], cwd=HOME, capture_output=True, text=True,
+                          check=False)
 
 
 def test_data_have_variance_one_and_perfect_scores():
@@ -42,10 +43,12 @@ def test_a_missing_row_a_shift_and_noise_cost_what_they_must():
     # a direction sees 0.5 |cos| of it, whose mean over a half circle is 1/pi
     assert shifted["sliced"] == pytest.approx(toy.GRID / torch.pi, rel=0.01)
     assert shifted["quality"] < 0.001
-    few = torch.cat([toy.draw(9_000), toy.SCALE * (toy.STD * torch.randn(1_000, 2) + 2 * toy.GRID)])  # one mode has 14 %, others 3.6 %
+    # one mode has 14 %, others 3.6 %
+    few = torch.cat([toy.draw(9_000), toy.SCALE * (toy.STD * torch.randn(1_000, 2) + 2 * toy.GRID)])
     assert toy.score(few, held_out)["modes"] == 25
     noise = toy.score(4 * toy.GRID * toy.SCALE * (torch.rand(10_000, 2) - 0.5), held_out)
-    assert noise["quality"] == pytest.approx(16 * torch.pi * (4 * toy.STD) ** 2 / (4 * toy.GRID) ** 2, rel=0.1)  # the share of the square that 16 discs cover
+    # the share of the square that 16 discs cover
+    assert noise["quality"] == pytest.approx(16 * torch.pi * (4 * toy.STD) ** 2 / (4 * toy.GRID) ** 2, rel=0.1)
 
 
 def test_the_exact_posterior_is_bayes_rule():
@@ -68,14 +71,22 @@ def test_ddgan_with_four_steps_covers_all_25_modes(seed, tmp_path):
     assert int(modes) == 25 and float(quality) >= 80
 
 
-@pytest.mark.parametrize("args", [("--method", "ddpm", "--T", "5"), ("--method", "gan"), ("--method", "siddm", "--z-dim", "0"),
-                                  ("--objective", "wasserstein", "--T", "2")])
+@pytest.mark.parametrize("args", [
+    ("--method", "ddpm", "--T", "5"),
+    ("--method", "gan"),
+    ("--method", "siddm", "--z-dim", "0"),
+    ("--objective", "wasserstein", "--T", "2")])
 def test_every_method_runs_and_says_what_it_did(args, tmp_path):
     done = run(*args, "--steps", 3, "--batch", 8, "--out", tmp_path / "a.png")
     assert done.returncode == 0 and "of 25 modes" in done.stdout and (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("args", [("--method", "gan", "--T", "4"), ("--table", "--T", "4"), ("--T", "0"), ("--out", "README.md/toy.png"), ("--r1", "-1")])
+@pytest.mark.parametrize("args", [
+    ("--method", "gan", "--T", "4"),
+    ("--table", "--T", "4"),
+    ("--T", "0"),
+    ("--out", "README.md/toy.png"),
+    ("--r1", "-1")])
 def test_bad_input_is_one_line_and_leaves_nothing(args, tmp_path):
     done = run(*args, "--steps", 1)
     assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr

@@ -79,7 +79,9 @@ def test_without_a_latent_the_generator_is_deterministic():
 
 def test_all_parameters_of_each_network_are_trained():
     x, z, t = torch.randn(4, 1, 28, 28), torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
-    for network, inputs in ((UNet(**SMALL), (x, t)), (Generator(ALPHA_BAR, z_dim=8, **SMALL), (x, z, t)), (Discriminator(**SMALL), (x, x, t))):
+    for network, inputs in ((UNet(**SMALL), (x, t)),
+                            (Generator(ALPHA_BAR, z_dim=8, **SMALL), (x, z, t)),
+                            (Discriminator(**SMALL), (x, x, t))):
         waken(network)(*inputs).square().sum().backward()
         idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not idle, idle
