@@ -51,17 +51,6 @@ def fashion_classifier():
     ).to(memory_format=torch.channels_last)  # a third faster in training on a CPU
 
 
-def load_classifier():
-    """The trained fashion_classifier, on the CPU. Raises BadInput for missing or foreign weights."""
-    network = fashion_classifier()
-    try:
-        network.load_state_dict(torch.load(CLASSIFIER, map_location="cpu", weights_only=True))
-    except Exception as error:  # unpickling a damaged file can raise nearly anything
-        raise BadInput(f"no weights of the classifier in {CLASSIFIER} ({one_line(error)[:150]}): run "
-                       "`python features.py`, or `git checkout weights`") from error
-    return network.eval().requires_grad_(False)
-
-
 class PortBlock(nn.Module):
     """A block of torchvision's Inception3 whose pooled branch, the last one, pools as the 2015 network does."""
 
@@ -155,6 +144,11 @@ def extract(features, images, batch=100):
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
         h = features.network[:features.layers](normalize(chunk.to(device)))
         yield h.flatten(2).mean(2) if h.dim() == 4 else h, features.network[features.layers:](h)
+
+
+def kinds(images, device="cpu"):
+    """What the classifier sees in each of uint8 images (N, 1, 28, 28), an index into KINDS: int64 (N,) on the CPU."""
+    return torch.cat([logits.argmax(1).cpu() for _, logits in extract(load_features("fashion", device=device), images)])
 
 
 # -- their statistics: mu and Sigma of eq. (28) ------------------------------------------------------------------

@@ -17,20 +17,17 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 import torch
 
 from data import load as load_images
-from data import normalize, random_batch
-from features import load_classifier
+from data import random_batch
+from features import kinds
 from model import add_sampler_flags, load, sampler_flags
 
 MODES = 1000
 
 
-@torch.inference_mode()
 def modes(images, device="cpu"):
     """The mode 0..999 of each image, uint8 (N, 3, H, W) -> int64 (N,): the kinds of its channels as three digits."""
-    classifier = load_classifier().to(device)
-    chunks = images.flatten(0, 1)[:, None].split(1500)  # (N, 3, H, W) -> (3N, 1, H, W)
-    kinds = torch.cat([classifier(normalize(chunk.to(device))).argmax(1) for chunk in chunks])
-    return kinds.view(-1, 3).cpu() @ torch.tensor([100, 10, 1])
+    digits = kinds(images.flatten(0, 1)[:, None], device).view(-1, 3)  # (N, 3, H, W) -> (3N, 1, H, W) -> (N, 3)
+    return digits @ torch.tensor([100, 10, 1])
 
 
 def coverage(found):

@@ -12,20 +12,14 @@ sys.path.insert(0, str(HOME))
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import torch
-
 from data import load as load_images
-from data import normalize
-from features import KINDS, check_shape, load_classifier
+from features import KINDS, check_shape, kinds
 from model import load
 
 
-@torch.inference_mode()
 def shares(images):
     """The share of each kind among uint8 images (N, 1, 28, 28): (10,)."""
-    network = load_classifier()
-    kinds = torch.cat([network(normalize(chunk)).argmax(1) for chunk in images.split(500)])
-    return kinds.bincount(minlength=10) / len(images)
+    return kinds(images).bincount(minlength=10) / len(images)
 
 
 def main(argv=None):

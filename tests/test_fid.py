@@ -153,7 +153,7 @@ def test_other_inception_weights_are_not_called_inception(random_inception):
 
 def test_features_of_every_dims_are_means_over_the_image_and_the_logits_are_the_same():
     images = noise(4)
-    logits = features.load_classifier()(data.normalize(images))
+    logits = features.load_features("fashion").network(data.normalize(images))
     for dims in features.DIMS["fashion"]:
         network = features.load_features("fashion", dims=dims)
         (found, classes), = features.extract(network, images)
