@@ -1,6 +1,6 @@
 """Train a DDGAN, sections 2.3, 2.4, 3.2, 3.3: each of T large denoising steps is a conditional GAN.
 
-    python train_ddgan.py                                       # on a GPU; without one, an hour on one CPU core
+    python train_ddgan.py                                       # on a GPU; without one, up to an hour on one CPU core
     python train_ddgan.py --objective hellinger --out runs/hellinger
 
 Writes into runs/ddgan: model.pt, checkpoint.pt, log.csv, grids of samples, as train_ddpm.py does. Watch gap_1 .. gap_T,

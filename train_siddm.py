@@ -1,6 +1,6 @@
 """Train a SIDDM, Xu et al. 2023: DDGAN's steps, but only the marginals of x_{t-1} are matched by a GAN.
 
-    python train_siddm.py                     # on a GPU; without one, an hour and a half on one CPU core
+    python train_siddm.py                     # on a GPU; without one, an hour on one CPU core
 
 The joint distribution of (x_{t-1}, x_t) is matched in the order q(x_{t-1}) q(x_t | x_{t-1}): a critic that does not see
 x_t compares the marginals, and the conditionals, Gaussian in the data, by the auxiliary forward diffusion (AFD),
