@@ -194,7 +194,7 @@ def signals_noted():
     received, handlers = [], {}
     if threading.current_thread() is threading.main_thread():
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-        handlers = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+        handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
         handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def note(number, frame):
@@ -250,9 +250,10 @@ def check_outputs(*outputs, inputs=()):
 
 @contextlib.contextmanager
 def locked_folder(folder, wait=True):
-    """Within the block, which makes the folder, no other process is in one for it; BlockingIOError if not wait.
+    """Within the block, whose folder is made, no other process is in a block for that folder.
 
-    The system's lock ends with the process. Without locks (Windows, some file systems) nothing is held.
+    wait=False: BlockingIOError if one is. The system's lock ends with the process. Without locks (Windows, some file
+    systems) nothing is held.
     """
     os.makedirs(folder, exist_ok=True)
     if not fcntl:

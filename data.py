@@ -30,7 +30,7 @@ SUFFIXES = [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".t
 
 
 def normalize(images):
-    """uint8 [0, 255] -> float32 [-1, 1], any shape and device. TypeError for another dtype: it is normalized."""
+    """uint8 [0, 255] -> float32 [-1, 1], any shape and device. TypeError for another dtype: already normalized."""
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize: expected uint8 images, got {images.dtype}")
     return images.float() / 127.5 - 1
@@ -150,7 +150,7 @@ def load_named(name, split, root):
 
 
 def load_stacked(split, root):
-    """Three garments as the channels of one image, as StackedMNIST has digits: uint8 (N, 3, H, W), labels 0..999."""
+    """Three garments as the channels of one image, 1,000 modes as StackedMNIST: uint8 (N, 3, H, W), labels 0..999."""
     images, labels = load_named("fashion-mnist", split, root)
     generator = torch.Generator().manual_seed(0)
     a, b, c = (torch.randperm(len(images), generator=generator) for _ in range(3))
@@ -230,7 +230,7 @@ def from_torchvision(data_set, temporary):
 
 
 def from_debian(data_set, temporary):
-    """Fetch Debian's package and unpack it, without installing it: torchvision's root. RuntimeError or OSError if not.
+    """Fetch and unpack Debian's package, without installing it: torchvision's root. RuntimeError or OSError on failure.
 
     apt keeps its lists in the temporary folder: no root needed, and a machine whose lists are empty or old will do.
     """
@@ -283,7 +283,7 @@ def label(name):
 
 
 def image_grid(images, columns):
-    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3). C not 1, 3: the first shows."""
+    """uint8 images (N, C, H, W) in rows of `columns`: one uint8 image (H', W', 3); of C not 1 or 3 only channel 0."""
     from torchvision.utils import make_grid
 
     shown = images if images.shape[1] in (1, 3) else images[:, :1]

@@ -135,7 +135,7 @@ class Diffusion:
     def learned_variance(self, v, t):
         """sigma_t^2 = exp(v log beta_t + (1 - v) log beta_tilde_t), Nichol and Dhariwal 2021, eq. (15): (B, ...).
 
-        beta_tilde_1 is 0; beta_tilde_2 takes its place, as in Ho et al.'s code.
+        v (B, ...) is a number for each pixel. beta_tilde_1 is 0; beta_tilde_2 takes its place, as in Ho et al.'s code.
         """
         log_beta, log_beta_tilde = at(self.beta.log(), t, like=v), at(self.beta_tilde.log(), t.clamp(min=2), like=v)
         return torch.exp(v * log_beta + (1 - v) * log_beta_tilde)

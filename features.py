@@ -71,10 +71,11 @@ class Enlarge(nn.Module):
 
 
 def inception(weights):
-    """The FID network of 2015, as in its PyTorch port: x (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008); a sequence.
+    """The FID network of 2015, as in its PyTorch port, as a sequence of layers.
 
-    Unlike torchvision's it has 1008 classes, average pools that leave out the padding, and a maximum pool at the end;
-    its logits have no bias, as in the code of Salimans et al. 2016, whose Inception score this network gives.
+    x (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008). Unlike torchvision's it has 1008 classes, average pools that
+    leave out the padding, and a maximum pool at the end; its logits have no bias, as in the code of Salimans et al.
+    2016, whose Inception score this network gives.
     """
     from torchvision.models import Inception3
 
@@ -90,7 +91,7 @@ def inception(weights):
 
 
 def load_features(name, inception_weights=None, device="cpu", dims=None):
-    """Features "fashion" or "inception" (fetched if need be: 95 MB), dims of them: a key of DIMS[name] (the last).
+    """Features "fashion" or "inception" (fetched if need be: 95 MB), dims of them, of DIMS[name] (default: the last).
 
     Raises BadInput for missing or foreign weights, and for other dims.
     """
@@ -139,7 +140,10 @@ def check_shape(name, shape):
 
 @torch.inference_mode()
 def extract(features, images, batch=100):
-    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W). Inception: 6 MB an image."""
+    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W), batch by batch.
+
+    Inception takes 6 MB for each image.
+    """
     device = next(features.network.parameters()).device
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
         h = features.network[:features.layers](normalize(chunk.to(device)))
@@ -147,7 +151,10 @@ def extract(features, images, batch=100):
 
 
 def kinds(images, device="cpu"):
-    """What the classifier sees in each of uint8 images (N, 1, 28, 28), an index into KINDS: int64 (N,) on the CPU."""
+    """What the classifier sees in each of uint8 images (N, 1, 28, 28): indices into KINDS, int64 (N,), on the CPU.
+
+    Raises BadInput for missing or foreign weights.
+    """
     return torch.cat([logits.argmax(1).cpu() for _, logits in extract(load_features("fashion", device=device), images)])
 
 
@@ -239,7 +246,7 @@ def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
 
 
 def main(argv=None):
-    parser = cli.Parser(description="Train the classifier of `fid.py --features fashion`, instead of the shipped one.")
+    parser = cli.Parser(description="Train the classifier of `fid.py --features fashion`, over the shipped weights.")
     parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the initial weights and the batches")
     args = parser.parse_args(argv)

@@ -76,7 +76,7 @@ def precision_recall(real, made, k=K, block=1000):
 
 
 def inception_score(logits, splits=10):
-    """exp E KL(p(y|x) || p(y)) of logits (N, classes), mean over `splits` parts: a float >= 1 (Salimans et al. 2016).
+    """exp E KL(p(y|x) || p(y)) of logits (N, classes), mean over `splits` parts (Salimans et al. 2016, sec. 4): >= 1.
 
     The parts are taken in order, so the images must not be sorted. It is 1 where all images are taken for one class, or
     each for all; the number of classes where each is surely of one, and these are equally frequent.
@@ -154,7 +154,10 @@ def plot(path, rows):
 
 
 def print_table(rows):
-    """The trilemma's corners, a line for each result, by network evaluations; speed-up: over the DDPM's 1000 steps."""
+    """The corners of the trilemma, a line for each result, in order of the network evaluations.
+
+    Speed-up: over the DDPM's 1000 ancestral ones.
+    """
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
     ddpm = "DDPM", "1000", "ancestral"
@@ -186,9 +189,9 @@ def score(args):
     nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are told before any work
     reference, real = load_reference(args, models)
     check_shape(args.features, tuple(real.shape[1:]))
-    check_source(args.reference, real, real, K + 1)
+    check_source(args.reference, real, reference, real, K + 1)
     for path, source in sources:
-        check_source(path, source, real, max(args.samples or [K + 1]))
+        check_source(path, source, reference, real, max(args.samples or [K + 1]))
     features = load_features(args.features, args.inception_weights, args.device, args.dims)
     mu, sigma, neighbours = reference_statistics(features, real, Path(args.root, "fid"))
     for path, source in sources:
@@ -229,12 +232,13 @@ def load_source(path, device):
     return path, load_images(str(path)) if images else load(path, device)
 
 
-def check_source(path, source, real, wanted):
-    """Raise BadInput unless a Model's images, or images of which `wanted` are needed, are of the real ones' shape."""
+def check_source(path, source, reference, real, wanted):
+    """Raise BadInput for a Model or images of another shape than the real images, or fewer images than wanted."""
     images = isinstance(source, torch.Tensor)
     found, shape = tuple(source.shape[1:] if images else source.shape), tuple(real.shape[1:])
     if found != shape:
-        raise BadInput(f"{path} has images of shape {found}, the reference of {shape}: give another --reference")
+        raise BadInput(f"{path} has images of shape {found}, the reference {reference} of {shape}: give another "
+                       "--reference")
     if images and len(source) < wanted:
         some = f"give --samples {len(source)}, or more images"
         advice = some if len(source) > K else f"precision and recall need {K + 1} or more"
@@ -267,7 +271,8 @@ def main(argv=None):
     add("--reference", type=cli.path, default="train", metavar="train|test|DATA", help="the real images: a split of "
         "what the models were trained on, or another data set, .npy file or folder")
     add("--csv", type=cli.path, metavar="FILE", help="append the results to this table")
-    add("--table", action="store_true", help="print quality, coverage, speed: all of --csv if given, or these results")
+    add("--table", action="store_true", help="print quality, coverage and speed: all of --csv if given, else these "
+        "results")
     add("--plot", type=cli.path, metavar="FILE", help="draw FID against T as PNG, of the same")
     add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; else downloaded")
     add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and, "

@@ -20,7 +20,7 @@ def at(table, t, like):
 def critic_values(V):
     """V in float32. ValueError unless it is one number an image, (B,): (B, 1) would be averaged wrongly, unnoticed."""
     if V.dim() != 1:
-        raise ValueError(f"a critic's output has shape {tuple(V.shape)}: it must be (B,), one number an image: "
+        raise ValueError(f"a critic's output has shape {tuple(V.shape)}: it must be (B,), one number an image; "
                          "squeeze it")
     return V.float()
 
@@ -160,7 +160,10 @@ def r1_penalty(D, x_prev, x_t, t):
 
 
 def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
-    """E (||grad V|| - 1)^2 between real and fake x_{t-1}, K = 1 in v2 (31) (Gulrajani et al. 2017, eq. (3))."""
+    """E (||grad V|| - 1)^2 between real and fake x_{t-1} at fixed (x_t, t): K = 1 in v2 (31).
+
+    Gulrajani et al. 2017, eq. (3).
+    """
     u = torch.rand(len(x_prev), *[1] * (x_prev.dim() - 1), device=x_prev.device)  # (B, 1, ..., 1)
     return (gradient_norm(D, u * x_prev + (1 - u) * x_prev_fake, x_t, t) - 1).square().mean()
 
@@ -217,7 +220,7 @@ def decoder_nll(x_0, mean, variance):
     # ndtr: the distribution function of N(0, 1)
     below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))
     above = torch.where(x_0 > 0.999, 1, torch.special.ndtr((x_0 + 1 / 255 - mean) / sigma))
-    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12 is beyond 7 sigma
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12: a tail of 7 sigma
 
 
 def prior_kl(x_0, diffusion):
@@ -232,9 +235,9 @@ def prior_kl(x_0, diffusion):
 def forward_nll(x_t, x_prev, t, diffusion):
     """-log N(x_t; sqrt(alpha_t) x_{t-1}, beta_t I) up to a constant, in nats a dimension. Xu et al. 2023, (8)-(13).
 
-    Both are (B, ...). With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion q(x_t | x_{t-1});
-    with C_psi(x_{t-1}, t) in its place, minus the largest log-likelihood that C_psi reaches. Their difference is the
-    AFD term: with the best C_psi
+    x_t and x_prev (x_{t-1}) are (B, ...). With x_{t-1} from p_theta it is the cross-entropy with the forward diffusion
+    q(x_t | x_{t-1}); with C_psi(x_{t-1}, t) in its place, minus the largest log-likelihood that C_psi reaches. Their
+    difference is the AFD term: with the best C_psi
     E ||E[x_t | x_{t-1}] - sqrt(alpha_t) x_{t-1}||^2 / (2 beta_t) <= KL(p_theta(x_t | x_{t-1}) || q(x_t | x_{t-1})).
     """
     alpha, beta = (at(table, t, like=x_t) for table in (diffusion.alpha, diffusion.beta))  # (B, 1, ..., 1)

@@ -29,9 +29,9 @@ def computes_in_bf16(device):
 
 
 def load(path, device=None):
-    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights; on the GPU if any.
+    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights.
 
-    Raises BadInput for a file that is missing, damaged or not one of ours.
+    device: by default the GPU if there is one. Raises BadInput for a file that is missing, damaged or not one of ours.
     """
     device = cli.default_device() if device is None else device
     saved = read_checkpoint(path, device)
@@ -39,7 +39,8 @@ def load(path, device=None):
         model = Model(saved["args"], device)
         model.network.load_state_dict(saved["weights"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not fit these networks ({one_line(error)[:99]}): train it again") from error
+        raise BadInput(f"{path} does not fit this project's networks ({one_line(error)[:99]}): train it "
+                       "again") from error
     if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
     model.network.eval().requires_grad_(False)
@@ -183,13 +184,19 @@ class Model:
 
 
 def split_v(output, x_t):
-    """A denoiser's output (B, C or 2 C, ...) as its prediction (B, C, ...) and v, or None: 2 v - 1 is the rest."""
+    """A denoiser's output (B, C or 2 C, ...) as its prediction (B, C, ...) and v, or None.
+
+    v lies in about [0, 1]; the output's second half is 2 v - 1.
+    """
     C = x_t.shape[1]
     return output[:, :C], (output[:, C:] + 1) / 2 if output.shape[1] > C else None
 
 
 def eps_from(predict, output, x_t, t, diffusion):
-    """eps from the output (B, ...) of a network that predicts "eps", "x_0" or "mean"; Ho et al. 2020, sec. 3.2."""
+    """eps (B, ...) from the output (B, ...) of a network that predicts "eps", "x_0" or "mean", the posterior's.
+
+    Ho et al. 2020, sec. 3.2.
+    """
     if predict == "x_0":
         return diffusion.eps_from_x_0(x_t, output, t)
     if predict == "mean":  # = 1/sqrt(alpha_t) (x_t - beta_t/sqrt(1 - alpha_bar_t) eps), Ho et al. 2020, eq. (11)

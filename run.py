@@ -41,13 +41,13 @@ def training_parser(doc, T, out):
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
     flag("--width", type=number(int, 8, 8192), help="channels at the highest resolution, a multiple of 8")
-    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average, which is sampled")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average, for samples")
     flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware has it")
     flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
     flag("--out", type=cli.path, default=out, help="folder of the run")
-    flag("--resume", action="store_true", help="continue the run in --out; more --steps lengthen it")
+    flag("--resume", action="store_true", help="continue --out from its last checkpoint; more --steps lengthen it")
     return parser
 
 
@@ -101,7 +101,7 @@ class Run:
 
     `steps` yields until --steps are done. Every --every steps, at the end, and on Ctrl-C, SIGTERM or SIGHUP it writes
     checkpoint.pt (everything), model.pt (EMA weights in float16), log.csv and a grid of EMA samples. A loss that is
-    not finite ends the run and leaves those files as they were.
+    not finite ends the run and leaves those files as they were. train_ddpm.py is the shortest example.
     """
 
     def __init__(self, method, args, **network):
@@ -178,7 +178,7 @@ class Run:
         print(f"{args.out}/model.pt: {self.step} steps; draw by sample.py, score by fid.py", file=sys.stderr)
 
     def log(self, **values):
-        """Add this step's values to the next row's means: scalar tensors, or pairs (sum, count) by t of size (T+1,)."""
+        """Add to the next row's means: scalar tensors, or pairs (sum, count) of (T+1,): one mean for each t = 1..T."""
         for name, value in values.items():
             total, count = value if isinstance(value, tuple) else (value, torch.ones(()))
             old_total, old_count = self.sums.get(name, (0, 0))
@@ -249,7 +249,7 @@ class Run:
             torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
         save_grid(grid, out / f"samples-{self.step:06d}.png")
         if self.rows:
-            with write_atomically(out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
+            with write_atomically(out / "log.csv") as new, new.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(self.rows[0]))
                 writer.writeheader()
                 writer.writerows(self.rows)
@@ -259,7 +259,7 @@ class Run:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
         }
-        with write_atomically(self.path) as temporary:  # last: a run that dies before writes the other files again
+        with write_atomically(self.path) as temporary:  # last: if the run dies before, --resume writes the rest anew
             torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
 
     def _restore(self, training):

@@ -3,7 +3,7 @@
     python sample.py weights/ddgan.pt                                  # a grid of 64 in samples.png
     python sample.py weights/ddpm.pt weights/ddgan.pt --sampler ddim --steps 50 -n 12
     python sample.py weights/ddgan.pt -n 10000 --npy samples.npy       # for fid.py, or any other FID
-    python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: from which x_0 may x_t be?
+    python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: which x_0 fit this x_t?
     python sample.py weights/ddgan.pt --edit sketch.png --from 2 -n 8  # garments along a sketch
     python sample.py weights/ddpm.pt weights/ddgan.pt --chain          # x_T, ..., x_0, and what is predicted on the way
 
@@ -28,9 +28,9 @@ from model import add_sampler_flags, load, sampler_flags
 
 
 def denoise(model, x_0, s, draws, seed=0):
-    """Noise each x_0, uint8 (n, C, H, W), to t = s T, and predict it back: uint8 x_t and x_0 (n, draws, C, H, W).
+    """Noise each x_0, uint8 (n, C, H, W), to t = s T, and predict it back `draws` times.
 
-    Raises BadInput if s T is no step of the model.
+    Returns uint8 x_t (n, C, H, W) and x_0 (n, draws, C, H, W). Raises BadInput if s T is no step of the model.
     """
     if abs(s * model.T - round(s * model.T)) > 1e-6 or round(s * model.T) < 1:  # 0.29 * 100 is 28.999999999999996
         raise BadInput(f"--denoise {s} is no step of this {model.method}: choose a multiple of 1/{model.T}")
@@ -111,7 +111,7 @@ def draw_denoising(args, models):
 
 
 def chain(model, n, seed=0, amp=None, **sampler_arguments):
-    """Draw n images, all on the way kept: a list of (t, x_t, predicted x_0), both uint8 (n, C, H, W), t falling."""
+    """Draw n images and keep the way there: a list of (t, x_t, predicted x_0), both uint8 (n, C, H, W), t falling."""
     steps = []
 
     def note(network, inputs, output):

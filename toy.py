@@ -4,8 +4,8 @@
     python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
     python toy.py --table                        # Xu et al. 2023, Table 1: 91 runs
 
-Small MLPs, trained and sampled by the steps of the image scripts. Prints the modes covered, the share of good samples,
-two distances to held-out data; draws toy.png, with section 2.2's picture: the x_0 from which one x_t may have come.
+Small MLPs, trained and sampled by the steps of the image scripts. Prints the modes covered, the share of high-quality
+samples, two distances to held-out data; draws toy.png: data, samples, ways from x_T to x_0, and section 2.2's picture.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
@@ -209,7 +209,7 @@ def draw_figure(network, diffusion, path, z_dim, title, out):
     axes[2].scatter(*ways[-1].T, s=8, color="C0", label="x_0")
     axes[2].set_title("40 ways from x_T to x_0")
 
-    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # 1 at T = 4, where D sees clean x_0
+    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # 1 at T = 4: only there D sees clean x_0
     x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
     axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
@@ -261,10 +261,10 @@ def main(argv=None):
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), help="weight gamma of the R1 penalty (default: 0.005; for wasserstein 0)")
-    flag("--lr-g", type=number(float, above=0), default=LR, help="learning rate of G or eps_theta, falling as a cosine")
+    flag("--r1", type=number(float, 0), help="gamma of R1, for gan and ddgan (default: 0.005; for wasserstein 0)")
+    flag("--lr-g", type=number(float, above=0), default=LR, help="Adam's for G or eps_theta, falling to 0 as a cosine")
     flag("--lr-d", type=number(float, above=0), help="the same for D (default: 0.004, but 0.001 for siddm)")
-    flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for the same")
+    flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for gan, ddgan")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes G deterministic")

@@ -178,7 +178,7 @@ class Generator(UNet):
 def minibatch_stddev(h, group=4):
     """How much `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3.
 
-    Raises RuntimeError unless group divides B.
+    Groups of four as in StyleGAN. Raises RuntimeError unless group divides B.
     """
     groups = h.float().unflatten(0, (-1, group))  # (B, C, H, W) -> (B/4, 4, C, H, W)
     # -> (B/4, C, H, W); groups.var(1) takes six times as long on a CPU
@@ -223,10 +223,11 @@ class Discriminator(nn.Module):
 
 
 class Critic(UNet):
-    """SIDDM's discriminator, Xu et al. 2023, sec. 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0, both (B, channels, H, W).
+    """SIDDM's discriminator, Xu et al. 2023, secs. 3.2, 3.3: (x_{t-1}, t) -> V (B,), C_psi and x_0.
 
-    A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for each pixel; sqrt(alpha_t) C_psi
-    predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior; x_0 is for the regulariser (14).
+    C_psi and x_0 are (B, channels, H, W). A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for
+    each pixel; sqrt(alpha_t) C_psi predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior;
+    x_0 is for the regulariser (14).
     """
 
     def __init__(self, channels=1, **sizes):

@@ -23,7 +23,10 @@ from run import Run, parse, training_parser
 
 
 def train_step(network, optimizer, x_0, diffusion, predict="eps", loss="simple", amp=False):
-    """Algorithm 1 of Ho et al. 2020 on x_0 (B, ...), predict of PREDICTIONS, loss "simple", "weighted" or "bound"."""
+    """Algorithm 1 of Ho et al. 2020 on x_0 (B, ...) with the target `predict` and a loss; returns the loss for the log.
+
+    predict: one of PREDICTIONS; loss: "simple", "weighted" or "bound".
+    """
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
     eps = torch.randn_like(x_0)
     x_t = diffusion.q_sample(x_0, t, eps)
@@ -34,7 +37,7 @@ def train_step(network, optimizer, x_0, diffusion, predict="eps", loss="simple",
         of_x_0 = decoder_nll(x_0, diffusion.x_0_from_eps(x_t, eps_theta, t), variance)
         nats = torch.where(t == 1, of_x_0, weighted_loss(eps, eps_theta, t.clamp(min=2), diffusion, variance))  # (B,)
         value = nats.mean() / x_0[0].numel()
-    elif loss == "weighted":  # (6) is infinite at t = 1; ours: the weight of t = 2; the bound has decoder_nll
+    elif loss == "weighted":  # (6) is infinite at t = 1, where the bound has decoder_nll; ours: the weight of t = 2
         nats = weighted_loss(eps, eps_from(predict, output, x_t, t, diffusion), t.clamp(min=2), diffusion)  # (B,)
         value = nats.mean() / x_0[0].numel()
     else:

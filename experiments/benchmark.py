@@ -152,8 +152,8 @@ def fid_pytorch_fid(folder, device):
     inception.load_state_dict_from_url = lambda *_, **__: torch.load(folder / "weights.pth")
     network = inception.InceptionV3().to(device)
     halves = [sorted((folder / half).iterdir()) for half in HALVES]
-    halves_moments = (fid_score.calculate_activation_statistics(half, network, 100, device=device) for half in halves)
-    moments = [part for both in halves_moments for part in both]
+    moments = [part for half in halves
+               for part in fid_score.calculate_activation_statistics(half, network, 100, device=device)]
     few = torch.from_numpy(fid_score.get_activations(halves[0][:8], network, 8, device=device))
     return few, lambda: fid_score.calculate_frechet_distance(*moments)
 

@@ -31,7 +31,7 @@ def variances(model):
 
 @torch.no_grad()
 def bound_terms(model, x_0, amp=None):
-    """L_0, .., L_T for images x_0 (B, C, H, W), bits per dimension: float64 (T+1, k, B), for the k variances(model)."""
+    """L_0, .., L_T in bits per dimension of x_0 (B, C, H, W) in [-1, 1]: float64 (T+1, k, B), of k variances(model)."""
     diffusion, terms = model.diffusion, []
     for step in tqdm(range(1, model.T + 1), desc="t", leave=False, disable=None):
         t, eps = torch.full((len(x_0),), step, device=x_0.device), torch.randn_like(x_0)

@@ -34,10 +34,9 @@ COMPARED = list(OBJECTIVES)[:5]  # the paper's
 ALL_T = (1, 2, 4, 8)
 LR_G, LR_D = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)  # ours: around toy.py's own, a factor of two apart
 
-RATE = toy.LR, toy.LR_D["ddgan"]
-
-EQUAL = [(objective, T, 6000, *RATE, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
-PROPORTIONAL = [(objective, T, 1500 * T, *RATE, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
+OWN = toy.LR, toy.LR_D["ddgan"]  # toy.py's own rates
+EQUAL = [(objective, T, 6000, *OWN, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
+PROPORTIONAL = [(objective, T, 1500 * T, *OWN, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
 RATES = [(objective, 4, 3000, *rates, seed) for seed, *rates, objective in product(range(3), LR_G, LR_D, COMPARED)]
 
 

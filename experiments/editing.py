@@ -1,4 +1,4 @@
-"""Garments from sketches: stroke-based editing as in Xiao et al. 2022, for each t that a chain can begin at.
+"""Garments from sketches: stroke-based editing as in SDEdit and Xiao et al. 2022, for each t a chain can begin at.
 
     python experiments/editing.py weights/ddgan.pt weights/ddpm.pt --sampler ddim --steps 50 --out figures/editing.png
 
@@ -81,8 +81,8 @@ def main(argv=None):
     features = load_features("fashion", device=args.device)
     mu, sigma, _ = reference_statistics(features, load("fashion-mnist", "train", args.root), Path(args.root, "fid"))
     figure, axes = subplots(len(models), 3, figsize=(13, 3.4 * len(models)), squeeze=False, layout="constrained")
-    print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}\n{'':30}     t   NFE  "
-          "distance     FID  s/image")
+    print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}")
+    print(f"{'':30}     t   NFE  distance     FID  s/image")
     for row, path, model, flags in zip(axes, args.models, models, sampler_flags(args, models)):
         for axis, quarter in zip(row, (1, 2, 3)):
             start = quarter * model.T // 4

@@ -31,11 +31,14 @@ def share_within(draws):
 
 
 def exact_share(x_0, images, t, diffusion):
-    """The share of E[Var(x_0 | x_t)] in Var(x_0), x_0 being one of images (N, ...), by an x_t of each x_0 (n, ...)."""
+    """The share of E[Var(x_0 | x_t)] in Var(x_0) if x_0 is one of the images (N, ...): a float.
+
+    By one x_t from each of x_0 (n, ...).
+    """
     x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t, device=x_0.device)).flatten(1)
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
     images = images.flatten(1)  # (N, D)
-    # Bayes' rule with (2): q(x_0 | x_t) ~ exp(-||x_t - sqrt(alpha_bar_t) x_0||^2 / (2 (1 - alpha_bar_t)))
+    # Bayes' rule with (2): q(x_0 | x_t) is exp(-||x_t - sqrt(alpha_bar_t) x_0||^2 / (2 (1 - alpha_bar_t))), normalised
     log_q = (torch.sqrt(alpha_bar) * x_t @ images.T - alpha_bar / 2 * images.square().sum(1)) / variance  # (n, N)
     weights = torch.softmax(log_q.double(), dim=1).float()  # a constant for each row falls out
     mean = weights @ images  # E[x_0 | x_t], (n, D)
@@ -112,8 +115,8 @@ def main(argv=None):
         draw(models, x_0, args.figure)
     for path, model in models.items():
         torch.manual_seed(args.seed)
-        print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, seed "
-              f"{args.seed}")
+        print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, "
+              f"seed {args.seed}")
         print(f"  {'t':>3}{'share of z':>14}{'exact q(x_0 | x_t)':>22}")
         for t in range(1, model.T + 1):
             share = share_within(predictions(model, x_0, t, args.draws)[1])

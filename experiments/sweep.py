@@ -74,8 +74,8 @@ def train_and_score(name, folder, results, device, running):
     if not counts:  # another sweep was faster
         return
     (script, *flags), _ = RUNS[name]
-    out, samples, on = folder / name, results / "samples" / f"{name}.npy", ["--device", str(device)]
-    resume, model = ["--resume"] if (out / "checkpoint.pt").exists() else [], out / "model.pt"
+    out, model, samples = folder / name, folder / name / "model.pt", results / "samples" / f"{name}.npy"
+    on, resume = ["--device", str(device)], ["--resume"] if (out / "checkpoint.pt").exists() else []
     commands = [[script, *flags, *on, "--out", out, *resume],
                 ["sample.py", model, *on, "-n", "20", "--npy", samples, "--out", out / "samples.png"],
                 ["fid.py", model, *on, "--features", "fashion", "--samples", *counts, "--csv", results / "sweep.csv"]]
@@ -120,7 +120,7 @@ def run_all(names, folder, results, device, jobs):
 
 
 def fids(scores, runs, samples="10000"):
-    """The FIDs that the rows `scores` have for runs, each what ddgan or ddpm returns, with so many samples."""
+    """The FIDs that the rows `scores` have for runs (what ddgan or ddpm returns) with so many samples."""
     return [float(row["fid"]) for name, _ in runs for row in scores if (row["name"], row["samples"]) == (name, samples)]
 
 
@@ -146,7 +146,8 @@ def draw(results):
     figure, axes = subplots(figsize=(6, 3.6), layout="constrained")
     for samples in ("2000", "10000"):
         draw_line(axes, f"{samples} samples", {T: fids(scores, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
-    axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion", title="DDPM with T steps, figure 1")
+    axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion",
+             title="DDPM trained with T steps, figure 1")
     save_curves(figure, axes, "fid-of-T-ddpm.png")
 
     figure, axes = subplots(figsize=(7, 4), layout="constrained")
