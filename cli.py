@@ -193,9 +193,9 @@ def signals_noted():
     """
     received, handlers = [], {}
     if threading.current_thread() is threading.main_thread():
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-        handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
-        handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+        # Windows has no SIGHUP
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        handlers = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
 
     def note(number, frame):
         received.append(number)

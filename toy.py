@@ -257,13 +257,13 @@ def table(first_seed, seeds=7, z_dim=8, **options):
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
-    flag = parser.add_argument
+    flag, rate = parser.add_argument, number(float, above=0)
     flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
     flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
     flag("--r1", type=number(float, 0), help="gamma of R1, for gan and ddgan (default: 0.005; for wasserstein 0)")
-    flag("--lr-g", type=number(float, above=0), default=LR, help="Adam's for G or eps_theta, falling to 0 as a cosine")
-    flag("--lr-d", type=number(float, above=0), help="the same for D (default: 0.004, but 0.001 for siddm)")
+    flag("--lr-g", type=rate, default=LR, help="Adam's learning rate of G or eps_theta, falling to 0 as a cosine")
+    flag("--lr-d", type=rate, help="the same for D (default: 0.004, but 0.001 for siddm)")
     flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for gan, ddgan")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
