@@ -49,8 +49,10 @@ def x_0():
 
 
 def on_the_gpu(values):
-    return all(value.device.type == "cuda" for value in (values.values() if isinstance(values, dict) else values)
-               if isinstance(value, torch.Tensor))
+    """Whether all of a list of tensors, or of a step's dict of tensors and pairs of tensors, are there."""
+    values = list(values.values()) if isinstance(values, dict) else values
+    tensors = [tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,))]
+    return len(tensors) > 0 and all(tensor.device.type == "cuda" for tensor in tensors)
 
 
 def test_the_mode_notices_two_devices(fake):

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,6 @@ from losses import energy_score
 from train_ddgan import train_step
 
 latent = runpy.run_path(str(HOME / "experiments/latent.py"))
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -40,6 +36,17 @@ def test_the_exact_share_is_that_of_bayes_rule_for_two_points():
         x_0 = images[torch.randint(1000, (4000,))]
         # 4,000 x_t, var(N) by N - 1
         assert latent["exact_share"](x_0, images, t, diffusion) == pytest.approx(expected, abs=0.03)
+
+
+def test_in_a_row_only_z_differs():
+    """A generator that ignores z draws one image in a row: x_T and the noise of every step are the row's."""
+    diffusion = Diffusion(4)
+    ignores, uses = (SimpleNamespace(T=4, shape=(1, 8, 8), device="cpu", diffusion=diffusion, predict_x_0=predict)
+                     for predict in (lambda x_t, t: x_t.tanh(), lambda x_t, t: torch.randn_like(x_t)))
+    drawn = latent["samples_of_z"](ignores, n=3, draws=4)
+    assert drawn.shape == (3, 4, 1, 8, 8) and (drawn == drawn[:, :1]).all() and (drawn[0] != drawn[1]).any()
+    assert latent["share_within"](drawn) == pytest.approx(0, abs=1e-6)
+    assert latent["share_within"](latent["samples_of_z"](uses, n=100, draws=8)) == pytest.approx(1, abs=0.05)
 
 
 @needs_data

@@ -1,7 +1,6 @@
 """Every script through its real command line, on real data, at a tiny size."""
 
 import csv
-import os
 import runpy
 import shutil
 import signal
@@ -15,6 +14,8 @@ import torch
 from conftest import HOME, has_fashion_mnist
 
 import data
+import features
+import fid
 import losses
 import run as run_module
 import train_ddgan
@@ -133,23 +134,29 @@ def test_a_run_leaves_a_model_a_checkpoint_a_log_and_grids(runs, method):
 
 
 @pytest.mark.parametrize(("method", "number"), [
-    ("DDPM", signal.SIGINT),
+    ("DDPM", signal.SIGINT),  # Ctrl-C
     ("DDGAN", signal.SIGTERM),
-    ("SIDDM", signal.SIGINT)])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, number, tmp_path, run):
-    flags = [*TINY, "--T", "4", "--steps", "60", "--every", "10"]
-    process = subprocess.Popen([sys.executable, SCRIPT[method], *flags, "--out", tmp_path / "cut"], cwd=HOME,
-                               stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
-    wait_for(tmp_path / "cut" / "checkpoint.pt", process)
-    process.send_signal(number)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number and "--resume" in message and "Traceback" not in message
-    assert len(log_of(tmp_path / "cut")) < 6, "the run ended before the signal"
+    ("SIDDM", signal.SIGHUP)])  # a closed terminal
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+        method, number, tmp_path, run, monkeypatch):
+    flags = [*TINY, "--T", "4", "--steps", "30", "--every", "10"]
+    calls, batch = [], run_module.Run.batch
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 14:
+            signal.raise_signal(number)
+        return batch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Run, "batch", interrupted)
+        status, _, message = run(SCRIPT[method], *flags, "--out", tmp_path / "cut")
+    assert status == 128 + number and "stopped at step 14; continue with --resume" in message
+    assert "Traceback" not in message and [row["step"] for row in log_of(tmp_path / "cut")] == ["10"]
 
     assert run(SCRIPT[method], "--resume", "--out", tmp_path / "cut")[0] == 0
     assert run(SCRIPT[method], *flags, "--out", tmp_path / "whole")[0] == 0
-    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole") and len(log_of(tmp_path / "whole")) == 6
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole") and len(log_of(tmp_path / "whole")) == 3
     cut, whole = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("cut", "whole"))
     assert cut["weights"].keys() == whole["weights"].keys()
     assert all(torch.equal(cut["weights"][name], whole["weights"][name]) for name in whole["weights"])
@@ -220,7 +227,18 @@ def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
         assert (predicted[:, 0] != predicted[:, 1]).any() == several
 
 
-def test_evaluate_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run):
+def test_what_is_denoised_is_x_0_noised_to_t_by_2_and_the_same_for_every_model():
+    x_0 = data.load("fashion-mnist", "test", HOME / "data")[:3]
+    model, told = load(HOME / "weights/ddgan.pt", "cpu"), []
+    model.network.register_forward_pre_hook(lambda network, inputs: told.append(inputs[-1]))
+    x_t, _ = denoise(model, x_0, 0.75, 2, seed=5)
+    torch.manual_seed(5)
+    noised = Diffusion(4).q_sample(data.normalize(x_0), torch.full((3,), 3), torch.randn(x_0.shape))
+    assert torch.equal(x_t, data.to_uint8(noised)) and torch.equal(told[0], torch.full((6,), 3))
+    assert torch.equal(denoise(load(HOME / "weights/ddpm.pt", "cpu"), x_0, 0.75, 1, seed=5)[0], x_t)  # one schedule
+
+
+def test_bound_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run):
     status, out, _ = run("experiments/bound.py", runs / "DDPM" / "model.pt", "--batch", 4)
     _, _, *terms, total, error = (line.split() for line in out.splitlines())
     assert status == 0 and [term[0] for term in terms] == ["L_0", "L_1..L_3", "L_T"] and float(error[-1]) > 0
@@ -373,7 +391,7 @@ def test_one_step_has_its_own_recipe_and_a_discriminator_that_compares_images(fl
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["args"]["r1"] == r1
     width = saved["training"]["parts"]["D"]["out.weight"].shape[1]
-    assert width == (2 * 8 + 1) * 7**2
+    assert width == (2 * 8 + 1) * 7**2  # 1: the channel of minibatch_stddev
 
 
 def test_the_gradient_penalty_is_added_at_every_step_with_its_published_weight(tmp_path, monkeypatch):
@@ -397,13 +415,17 @@ def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_deca
 
 
 @pytest.mark.parametrize(("name", "flags"), [("ddpm", {"sampler": "ddim", "steps": 10}), ("ddgan", {}), ("siddm", {})])
-def test_the_shipped_samples_show_no_lattice_of_folded_pixels(name, flags):
+def test_the_shipped_samples_are_near_the_data_and_show_no_lattice_of_folded_pixels(name, flags):
     def power(images, k):  # at k/28 cycles a pixel across, down, and both
         spectrum = torch.fft.fft2(data.normalize(images)[:, 0]).abs().square().mean(0)
         return torch.stack([spectrum[0, k], spectrum[k, 0], spectrum[k, k]])
 
     samples = load(HOME / f"weights/{name}.pt").generate(300, **flags)
     real = data.load("fashion-mnist", "train", HOME / "data")[:6000]
+    classifier = features.load_features("fashion")
+    # 12: at 500 samples they have 2 to 6; of five kinds only it is 31
+    moments = [moment for images in (real, samples) for moment in features.statistics_of(classifier, images)]
+    assert fid.frechet_distance(*moments) < 12
     # a lattice of 2 x 2 has half a cycle a pixel, and nothing at the frequency beside it, which speckle raises, too
     speckle = (power(samples, 13) / power(real, 13)).clamp(min=1)
     # 1.5: 300 images leave a standard error of about 15 %; the lattice that pixel_shuffle left in G was a factor of 5
@@ -429,7 +451,7 @@ def test_the_benchmark_measures_every_step_and_a_fid():
     default = [line for line in out.splitlines() if ", float32" not in line]
     assert all(sum(f"preset {name}" in line for line in default) == 4 for name in ("cpu", "gpu"))
     ours = next(line for line in out.splitlines() if line.startswith("ours ")).split()
-    assert float(ours[6]) > 0 and ours[-1] == "0.0e+00"  # its FID, and that it differs from itself by nothing
+    assert float(ours[6]) > 0  # its FID
 
 
 def test_shares_of_the_test_set_are_a_tenth_each_and_a_models_sum_to_one(runs, run):
