@@ -558,6 +558,23 @@ def test_a_data_folder_that_cannot_be_written_only_costs_the_cache(tmp_path, cap
     assert mu.shape == (128,) and "not kept" in capsys.readouterr().err
 
 
+@needs_data
+def test_the_classifier_is_trained_and_the_scale_of_the_fid_printed_on_a_few_images(tmp_path, monkeypatch, capsys):
+    few = {split: [part[:300] for part in data.load("fashion-mnist", split, HERE / "data", labels=True)]
+           for split in ("train", "test")}
+    monkeypatch.setattr(features, "load", lambda name, split, root, labels: few[split])
+    monkeypatch.setattr(features, "CLASSIFIER", tmp_path / "new.pt")
+    assert 0 <= features.train_classifier(epochs=1) <= 1
+    assert features.fashion_classifier().load_state_dict(torch.load(tmp_path / "new.pt", weights_only=True))
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "load", lambda name, split, root, labels=False: few[split] if labels else few[split][0])
+    fid_scale = runpy.run_path(str(HERE / "experiments/fid_scale.py"))["main"]
+    fid_scale.__globals__["HOME"] = tmp_path
+    fid_scale([])
+    distances = [float(line.split(" (")[0].split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(distances) == 7 and distances[1:4] == sorted(distances[1:4])  # more noise is further away
+
+
 def test_damaged_classifier_and_unreachable_inception_name_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "CLASSIFIER", tmp_path / "classifier.pt")
     torch.save({"0.weight": torch.zeros(3)}, features.CLASSIFIER)

@@ -385,9 +385,12 @@ def test_a_training_step_can_be_carried_away_with_torch_and_at_most_losses_py():
     assert imported == {"math", "collections", "dataclasses", "torch"}
 
 
-def test_a_new_divergence_is_one_row_and_nothing_else(monkeypatch):
+def test_a_new_divergence_is_one_row_and_nothing_else(monkeypatch, capsys):
     monkeypatch.setitem(OBJECTIVES, "mine", JS)
     assert train_ddgan.recipe("mine", 4) == train_ddgan.recipe("js", 4)
+    with pytest.raises(SystemExit) as end:
+        train_ddgan.main(["--objective", "mine", "--help"])
+    assert end.value.code == 0 and "wasserstein,kl,pearson,mine" in capsys.readouterr().out
 
 
 def test_the_gradient_penalty_makes_a_critic_estimate_w1():

@@ -96,8 +96,7 @@ def test_a_size_that_the_strides_do_not_allow_names_the_nearest_ones(shape, name
 
 
 @pytest.mark.parametrize("kind", ["empty", "mixed", "floats", "truncated", "absent"])
-@pytest.mark.parametrize("script", ["train_ddpm.py", "train_ddgan.py", "train_siddm.py"])
-def test_what_cannot_be_trained_on_is_one_line_and_never_another_data_set(script, kind, images, monkeypatch, capsys):
+def test_what_cannot_be_trained_on_is_one_line_and_never_another_data_set(kind, images, monkeypatch, capsys):
     os.mkdir("empty")
     os.mkdir("mixed")
     for name, size in (("a.png", (8, 8)), ("b.png", (12, 8))):
@@ -106,9 +105,9 @@ def test_what_cannot_be_trained_on_is_one_line_and_never_another_data_set(script
     with open("grey.npy", "rb") as whole, open("truncated.npy", "wb") as cut:
         cut.write(whole.read()[:-100])
     path = kind if kind in ("empty", "mixed", "absent") else f"{kind}.npy"
-    monkeypatch.setattr(sys, "argv", [script, *TINY, "--data", path, "--out", "run"])
+    monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *TINY, "--data", path, "--out", "run"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(HOME / script), run_name="__main__")
+        runpy.run_path(str(HOME / "train_ddpm.py"), run_name="__main__")
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1 and path in err and not os.path.exists("run")
 
