@@ -1,11 +1,11 @@
-"""The eye beside the FID: which images does a reader call broken who does not know where they come from?
+"""The eye beside the FID: which images does a rater call broken who does not know where they come from?
 
     python experiments/blind.py weights/ddpm.pt weights/ddgan.pt weights/siddm.pt --steps 50 --out sheets
-    python experiments/blind.py weights/ddpm.pt weights/ddgan.pt weights/siddm.pt --marks figures/blind-shipped.csv
+    python experiments/blind.py --count figures/blind-shipped.csv
 
-The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. A
-rater notes the broken tiles of each sheet: a CSV with the columns rater, sheet, broken, such as `ann,1,A3 H8`, with a
-row for every sheet. The second line, with the same models, --each and --seed, counts whose they are.
+The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. What
+tile is whose goes into sheets/blind.csv, which raters must not see. Add a row for each rater, with the tiles that are
+broken: `rater,ann,1A3 2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are.
 """
 
 import sys
@@ -15,89 +15,115 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
+import re
+
 import torch
 
-from data import image_grid, load, save_figure, subplots
-from fid import read_csv
+from data import DATA_SETS, image_grid, load, save_figure, subplots
+from fid import add_to_csv, read_csv
 from model import add_sampler_flags, sampler_flags
 from model import load as load_model
 
-ROWS, COLUMNS = "ABCDEFGH", "12345678"  # the names of a sheet's tiles
-TILES = [row + column for row in ROWS for column in COLUMNS]
-
-
-def shuffle(n, seed):
-    """A permutation of n images, int64 (n,): the same for the sheets and for the count."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+RULE = """for the raters: call a tile broken if its garment has holes where none has them, blots or stray fragments,
+unnatural stripes, is two kinds in one, or no garment at all. Low resolution, dark pictures, prints, knitwear's stripes,
+the openings of sandals and the handles of bags are not broken. Where you are in doubt, do not mark."""
+COLUMNS = ["kind", "name", "tiles"]  # kind: source, with all its tiles, or rater, with the broken ones
+SIDES = "ABCDEFGH", "12345678"  # the names of a sheet's rows and columns
+TILES = [row + column for row in SIDES[0] for column in SIDES[1]]
 
 
 def draw_sheet(images, path):
     """Write at most 64 images, uint8 (N, C, H, W), as one sheet with the names of its rows and columns."""
     blank = images.new_full((len(TILES) - len(images), *images.shape[1:]), 255)
     figure, axis = subplots(figsize=(9.6, 9.6), layout="constrained")
-    axis.imshow(image_grid(torch.cat([images, blank]), columns=len(COLUMNS)), interpolation="nearest")
+    axis.imshow(image_grid(torch.cat([images, blank]), columns=8), interpolation="nearest")
     height, width = (size + 1 for size in images.shape[2:])  # with the line between tiles
-    axis.set_xticks([width * (i + 0.5) for i in range(len(COLUMNS))], COLUMNS)
-    axis.set_yticks([height * (i + 0.5) for i in range(len(ROWS))], ROWS)
+    axis.set_yticks([height * (i + 0.5) for i in range(8)], list(SIDES[0]))
+    axis.set_xticks([width * (i + 0.5) for i in range(8)], list(SIDES[1]))
     save_figure(figure, path, dpi=100)
 
 
-def read_marks(path, n):
-    """What each rater marked of n images: {rater: the places of the broken ones, a list}, or BadInput."""
-    def check(row):
-        for tile in row["broken"].split():
-            if tile not in TILES or place(row, tile) >= n or int(row["sheet"]) < 1:
-                raise ValueError(f"sheet {row['sheet']} has no tile {tile}")
+def check(row):
+    """Raise ValueError for what is no row of COLUMNS."""
+    tiles = row["tiles"].split()
+    for tile in tiles:
+        if not re.fullmatch("[1-9][0-9]*[A-H][1-8]", tile) or tiles.count(tile) > 1:
+            raise ValueError(f"{row['name']} has {tile}, which is no tile, such as 1A3, or there twice")
+    if row["kind"] not in ("source", "rater"):
+        raise ValueError(f"{row['kind']} is neither source nor rater")
 
-    def place(row, tile):
-        return (int(row["sheet"]) - 1) * len(TILES) + TILES.index(tile)
 
-    marks, sheets = {}, {}
-    for row in read_csv(path, ["rater", "sheet", "broken"], check):
-        marks.setdefault(row["rater"], []).extend(place(row, tile) for tile in row["broken"].split())
-        sheets.setdefault(row["rater"], []).append(int(row["sheet"]))
-    wanted = list(range(1, -(-n // len(TILES)) + 1))
-    for rater, found in sheets.items():
-        if sorted(found) != wanted:
-            raise cli.BadInput(f"{path}: rater {rater} has rows for the sheets {sorted(found)}, there are {wanted}: "
-                               "give a row for each, with no tile where none is broken")
-    if not marks:
-        raise cli.BadInput(f"no marks in {path}: give the CSV that raters have filled in")
-    return marks
+def read(path):
+    """The tiles of each source and the broken ones of each rater: two dicts {name: set}. BadInput for other files."""
+    rows = read_csv(path, COLUMNS, check)
+    sources, raters = ({row["name"]: {*row["tiles"].split()} for row in rows if row["kind"] == kind}
+                       for kind in ("source", "rater"))
+    if not sources or not raters:
+        raise cli.BadInput(f"{path} has {len(sources)} sources and {len(raters)} raters: give the blind.csv of some "
+                           "sheets, with a row added for each rater")
+    for name, marked in raters.items():
+        unknown = marked.difference(*sources.values())
+        if unknown:
+            raise cli.BadInput(f"{path}: rater {name} marks {min(unknown)}, a tile that is on no sheet: mend that row")
+    return sources, raters
+
+
+def count(path):
+    """Print how many of each source's images each rater calls broken."""
+    sources, raters = read(path)
+    width = max(6, *(len(cli.printable(name)) + 2 for name in raters))
+    print(f"{'broken, by rater':40}{'images':>8}" + "".join(f"{cli.printable(name):>{width}}" for name in raters))
+    for name, tiles in sources.items():
+        counts = [len(tiles & marked) for marked in raters.values()]
+        print(f"{cli.printable(name):40}{len(tiles):8}" + "".join(f"{found:{width}}" for found in counts))
+
+
+def draw(args):
+    """Write the sheets and blind.csv."""
+    models = {path: load_model(path, args.device) for path in args.models}
+    first = next(iter(models.values()))
+    real = load(first.args["data"], "test", args.root)
+    for path, model in models.items():
+        if model.shape != tuple(real.shape[1:]) or model.args["data"] != first.args["data"]:
+            raise cli.BadInput(f"{path} was trained on {model.args['data']}, and {args.models[0]} on "
+                               f"{first.args['data']}: give models of the same data")
+    if args.each > len(real):
+        raise cli.BadInput(f"--each {args.each}: there are {len(real)} real images to compare with: give fewer")
+    generator = torch.Generator().manual_seed(args.seed)
+    images = [real[torch.randperm(len(real), generator=generator)[:args.each]]]
+    for model, flags in zip(models.values(), sampler_flags(args, list(models.values()))):
+        images.append(model.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags))
+    order = torch.randperm(args.each * len(images), generator=generator)
+    sheets = torch.cat(images)[order].split(len(TILES))
+    for number, sheet in enumerate(sheets, start=1):
+        draw_sheet(sheet, Path(args.out, f"{number}.png"))
+    places = [f"{number}{tile}" for number, sheet in enumerate(sheets, start=1) for tile in TILES[:len(sheet)]]
+    for i, name in enumerate(["the test set" if first.args["data"] in DATA_SETS else "the data", *models]):
+        tiles = [place for place, source in zip(places, (order // args.each).tolist()) if source == i]
+        row = {"kind": "source", "name": name, "tiles": " ".join(tiles)}
+        add_to_csv(Path(args.out, "blind.csv"), row, COLUMNS, check)
+    print(f"wrote {len(sheets)} sheets and blind.csv into {args.out}\n{RULE}")
 
 
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
-    flag("models", nargs="+", type=cli.path, metavar="MODEL", help="model.pt of models of the same data")
+    flag("models", nargs="*", type=cli.path, metavar="MODEL", help="model.pt of models of the same data")
     flag("--each", type=cli.number(int, 1), default=128, help="images of each model, and of the test set")
-    flag("--marks", type=cli.path, metavar="FILE", help="count the marks of this CSV, and draw nothing")
-    flag("--out", type=cli.path, default="sheets", help="folder for the sheets, 1.png and so on")
+    flag("--out", type=cli.path, default="sheets", help="folder for the sheets, 1.png and so on, and blind.csv")
+    flag("--count", type=cli.path, metavar="FILE", help="count the marks of such a blind.csv, and draw nothing")
     flag("--root", default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
-    names = ["the test set", *args.models]
-    order = shuffle(args.each * len(names), args.seed)
-    if args.marks:
-        marks = read_marks(args.marks, len(order))
-        print(f"of {args.each} images, broken by the eye of{'':6}" + "".join(f"{rater:>10}" for rater in marks))
-        counts = [(order[places] // args.each).bincount(minlength=len(names)) for places in marks.values()]
-        for name, row in zip(names, torch.stack(counts).T.tolist()):
-            print(f"{cli.printable(name):40}" + "".join(f"{count:10}" for count in row))
-        return
-    sheets = [Path(args.out, f"{i + 1}.png") for i in range(-(-len(order) // len(TILES)))]
-    cli.check_outputs(*sheets, inputs=args.models)
-    models = [load_model(path, args.device) for path in args.models]
-    test = load(models[0].args["data"], "test", args.root)
-    images = [test[shuffle(len(test), args.seed)[:args.each]]]
-    for path, model, flags in zip(args.models, models, sampler_flags(args, models)):
-        if model.shape != tuple(test.shape[1:]):
-            raise cli.BadInput(f"{path} draws images of {model.shape}, and the first model was trained on images of "
-                               f"{tuple(test.shape[1:])}: give models of the same data")
-        images.append(model.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags))
-    for path, part in zip(sheets, torch.cat(images)[order].split(len(TILES))):
-        draw_sheet(part, path)
-    print(f"wrote {', '.join(map(str, sheets))}")
+    if bool(args.models) == bool(args.count):
+        raise cli.BadInput("give models to draw, or --count FILE: one of the two")
+    if args.count:
+        return count(args.count)
+    table = Path(args.out, "blind.csv")
+    if table.exists():
+        raise cli.BadInput(f"{table} exists, and may have raters' marks: choose another --out")
+    cli.check_outputs(table, inputs=args.models)
+    draw(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """experiments/blind.py: tiles on the sheets are whose the count says that they are."""
 
+import csv
+import re
 import sys
 
 import pytest
@@ -13,46 +15,87 @@ from model import load as load_model
 sys.path.insert(0, str(HOME / "experiments"))
 import blind
 
-MODEL = str(HOME / "weights" / "ddgan.pt")
+DDPM, DDGAN = (str(HOME / "weights" / f"{name}.pt") for name in ("ddpm", "ddgan"))
+
+
+def run(*flags):
+    blind.main([*map(str, flags), "--root", str(HOME / "data"), "--device", "cpu"])
 
 
 @needs_data
 def test_a_marked_tile_counts_for_the_source_of_its_image(tmp_path, monkeypatch, capsys):
     sheets = []
     monkeypatch.setattr(blind, "draw_sheet", lambda images, path: sheets.append(images))
-    flags = [MODEL, "--each", "35", "--seed", "3"]
-    blind.main([*flags, "--out", str(tmp_path), "--root", str(HOME / "data")])
-    assert [len(sheet) for sheet in sheets] == [64, 6]  # 70 images
-    # the marks: every tile that shows an image of the model
-    made = {image.numpy().tobytes() for image in load_model(MODEL).generate(35, seed=3)}
-    rows = [" ".join(tile for tile, image in zip(blind.TILES, sheet) if image.numpy().tobytes() in made)
-            for sheet in sheets]
-    (tmp_path / "m.csv").write_text(f"rater,sheet,broken\nann,1,{rows[0]}\nann,2,{rows[1]}\nbob,2,\nbob,1,\n")
+    out = tmp_path / "sheets"
+    run(DDGAN, DDPM, "--sampler", "ddim", "--steps", "2", "--each", "23", "--seed", "3", "--out", out)
+    assert [len(sheet) for sheet in sheets] == [64, 5]  # 69 images
+    shown = {f"{number}{tile}": image for number, sheet in enumerate(sheets, start=1)
+             for tile, image in zip(blind.TILES, sheet)}
+    images = {"the test set": load("fashion-mnist", "test", HOME / "data"),
+              DDGAN: load_model(DDGAN, "cpu").generate(23, seed=3),
+              DDPM: load_model(DDPM, "cpu").generate(23, seed=3, sampler="ddim", steps=2)}
+    with open(out / "blind.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(images)
+    for row in rows:
+        known = {image.numpy().tobytes() for image in images[row["name"]]}
+        assert len(row["tiles"].split()) == 23
+        assert all(shown[tile].numpy().tobytes() in known for tile in row["tiles"].split())
+    with open(out / "blind.csv", "a") as file:
+        file.write(f"rater,ann,{rows[1]['tiles']} {rows[2]['tiles'].split()[0]}\nrater,bob,\n")
     capsys.readouterr()
-    blind.main([*flags, "--marks", str(tmp_path / "m.csv")])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][-2:] == ["ann", "bob"] and lines[1][-2:] == ["0", "0"] and lines[2][-2:] == ["35", "0"]
-    # what is not the model's is of the test set
-    test = {image.numpy().tobytes() for image in load("fashion-mnist", "test", HOME / "data")}
-    assert sum(image.numpy().tobytes() in test for image in torch.cat(sheets)) == 35
+    blind.main(["--count", str(out / "blind.csv")])
+    assert [line.split()[-3:] for line in capsys.readouterr().out.splitlines()] == [
+        ["images", "ann", "bob"], ["23", "0", "0"], ["23", "23", "0"], ["23", "1", "0"]]
+    with pytest.raises(cli.BadInput, match="may have raters' marks"):
+        run(DDGAN, "--out", out)
 
 
-def test_a_sheet_names_its_tiles(tmp_path):
-    blind.draw_sheet(torch.zeros(6, 3, 28, 28, dtype=torch.uint8), tmp_path / "1.png")
-    assert (tmp_path / "1.png").read_bytes()[:4] == b"\x89PNG"
-    assert blind.TILES[0] == "A1" and blind.TILES[9] == "B2" and blind.TILES[63] == "H8"
+def test_a_sheets_tiles_are_where_their_names_say(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(blind, "save_figure", lambda figure, path, dpi: figures.append(figure))
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(60, 1, 8, 12)
+    blind.draw_sheet(images, tmp_path / "1.png")
+    axis, = figures[0].axes
+    ticks = [dict(zip((label.get_text() for label in side.get_majorticklabels()), side.get_majorticklocs()))
+             for side in (axis.yaxis, axis.xaxis)]
+    pixels = axis.images[0].get_array()
+    for i, tile in enumerate(blind.TILES[:60]):
+        assert pixels[round(ticks[0][tile[0]]), round(ticks[1][tile[1]]), 0] == i
 
 
-@pytest.mark.parametrize("rows, told", [
-    ("ann,1,A9\n", "sheet 1 has no tile A9"),
-    ("ann,1,A3\n", "sheet 1 has no tile A3"),  # only two images
-    ("ann,0,A1\n", "sheet 0 has no tile A1"),
-    ("ann,x,A1\n", "invalid literal"),
-    ("ann,2,\n", "rater ann has rows for the sheets [2]"),
-    ("ann,1,A1\nann,1,A2\n", "rater ann has rows for the sheets [1, 1]"),
-    ("", "no marks in")])
+@pytest.mark.parametrize("name", ["shipped", "objectives", "energy"])
+def test_the_marks_of_the_pages_fit_their_sheets(name):
+    sources, raters = blind.read(HOME / "figures" / f"blind-{name}.csv")
+    assert len(set().union(*sources.values())) == sum(map(len, sources.values())) and len(raters) >= 2
+    assert len({len(tiles) for tiles in sources.values()}) == 1
+
+
+@pytest.mark.parametrize(("rows", "told"), [
+    ("rater,ann,1A9\n", "1A9, which is no tile"),
+    ("rater,ann,A1\n", "A1, which is no tile"),
+    ("rater,ann,1A1 1A1\n", "or there twice"),
+    ("judge,ann,1A1\n", "judge is neither source nor rater"),
+    ("rater,ann,2B3\n", "rater ann marks 2B3, a tile that is on no sheet"),
+    ("", "1 sources and 0 raters")])
 def test_marks_that_do_not_fit_the_sheets_are_one_line(rows, told, tmp_path):
-    (tmp_path / "m.csv").write_text("rater,sheet,broken\n" + rows)
-    with pytest.raises(cli.BadInput) as error:
-        blind.main([MODEL, "--each", "1", "--marks", str(tmp_path / "m.csv")])
-    assert told in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "b.csv").write_text("kind,name,tiles\nsource,x,1A1 1A2\n" + rows)
+    with pytest.raises(cli.BadInput, match=re.escape(told)) as error:
+        blind.main(["--count", str(tmp_path / "b.csv")])
+    assert "\n" not in str(error.value)
+
+
+@needs_data
+@pytest.mark.parametrize(("flags", "told"), [
+    ([], "one of the two"),
+    ([DDGAN, "--count", "b.csv"], "one of the two"),
+    ([DDGAN, "--each", "10001"], "there are 10000 real images"),
+    ([DDGAN, "{tmp}/other.pt"], "models of the same data")])
+def test_bad_input_is_told_before_anything_is_drawn(flags, told, tmp_path, monkeypatch):
+    saved = torch.load(DDPM, weights_only=True)
+    saved["args"]["data"] = "mnist"
+    torch.save(saved, tmp_path / "other.pt")
+    monkeypatch.setattr("model.Model.generate", lambda *args, **flags: pytest.fail("it drew"))
+    with pytest.raises(cli.BadInput, match=told):
+        run(*(flag.format(tmp=tmp_path) for flag in flags), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

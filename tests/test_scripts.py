@@ -417,7 +417,7 @@ def test_the_shipped_samples_are_near_the_data_and_show_no_lattice_of_folded_pix
     samples = load(HOME / f"weights/{name}.pt").generate(300, **flags)
     real = data.load("fashion-mnist", "train", HOME / "data")[:6000]
     classifier = features.load_features("fashion")
-    # 12: at 500 samples they have 2 to 6; of five kinds only it is 31
+    # 12: here they have 3 to 6, and five kinds of garments only have 31
     moments = [moment for images in (real, samples) for moment in features.statistics_of(classifier, images)]
     assert fid.frechet_distance(*moments) < 12
     # a lattice of 2 x 2 has half a cycle a pixel, and nothing at the frequency beside it, which speckle raises, too
