@@ -107,15 +107,15 @@ def test_drift_pulls_every_output_of_ddgans_d_to_0():
 
 def test_real_and_fake_pairs_are_one_distribution_where_g_knows_x_0():
     n = 100_000
-    _, D, _ = ddgan_step(Constant(2 + 3 + 1, [2]), torch.full((n, 2), 0.3), T=2)
+    _, D, _ = ddgan_step(Constant(2 + 3 + 1, [2]), torch.full((n, 2), 0.3), T=10)
     x_prev, x_t, t = D.calls[0][0]
     real, fake = (torch.cat([x_prev[:, :1], x_t[:, :1]], dim=1)[part] for part in (slice(n), slice(n, 2 * n)))
-    for step in (1, 2):
+    for step in range(1, 11):
         at_t = t[:n] == step
         a, b = real[at_t], fake[at_t]
-        # five standard errors of n/2 pairs of variance 1 at most
-        torch.testing.assert_close(a.mean(0), b.mean(0), rtol=0, atol=5 * math.sqrt(2 / (n / 2)))
-        torch.testing.assert_close(a.T.cov(), b.T.cov(), rtol=0, atol=5 * math.sqrt(4 / (n / 2)))
+        # five standard errors of n/10 pairs of variance 1 at most; at t = 5 the two of a pair have a covariance of 0.5
+        torch.testing.assert_close(a.mean(0), b.mean(0), rtol=0, atol=5 * math.sqrt(2 / (n / 10)))
+        torch.testing.assert_close(a.T.cov(), b.T.cov(), rtol=0, atol=5 * math.sqrt(4 / (n / 10)))
     assert torch.equal(fake[t[:n] == 1][:, 0], torch.full(((t[:n] == 1).sum(),), 0.3))  # (10) at t = 1
 
 
