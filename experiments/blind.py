@@ -1,6 +1,6 @@
 """The eye beside the FID: which images does a rater call broken who does not know where they come from?
 
-    python experiments/blind.py weights/ddpm.pt weights/ddgan.pt weights/siddm.pt --steps 50 --out sheets
+    python experiments/blind.py weights/ddpm.pt weights/ddgan.pt weights/siddm.pt --steps 50 --seed 1 --out sheets
     python experiments/blind.py --count figures/blind-shipped.csv
 
 The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. What
@@ -89,11 +89,14 @@ def draw(args):
                                f"{first.args['data']}: give models of the same data")
     if args.each > len(real):
         raise cli.BadInput(f"--each {args.each}: there are {len(real)} real images to compare with: give fewer")
-    generator = torch.Generator().manual_seed(args.seed)
-    images = [real[torch.randperm(len(real), generator=generator)[:args.each]]]
+
+    def shuffled(n):
+        return torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
+
+    images = [real[shuffled(len(real))[:args.each]]]
     for model, flags in zip(models.values(), sampler_flags(args, list(models.values()))):
         images.append(model.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags))
-    order = torch.randperm(args.each * len(images), generator=generator)
+    order = shuffled(args.each * len(images))
     sheets = torch.cat(images)[order].split(len(TILES))
     for number, sheet in enumerate(sheets, start=1):
         draw_sheet(sheet, Path(args.out, f"{number}.png"))
