@@ -86,7 +86,7 @@ SEED = number(int, 0, 2**63 - 1)
 def path(text):
     """An argparse type: the name of a file or folder. An empty name (from an unset shell variable) is refused."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file or folder")
     return text
 
 
@@ -107,7 +107,7 @@ def device(name):
     except (RuntimeError, AssertionError):
         pass
     there = " or ".join(["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"])
-    raise argparse.ArgumentTypeError(f"{name} is no device of this machine: use {there}")
+    raise argparse.ArgumentTypeError(f"this machine has no device {name}: use {there}")
 
 
 def one_line(text):
@@ -250,7 +250,7 @@ def check_outputs(*outputs, inputs=()):
 
 @contextlib.contextmanager
 def locked_folder(folder, wait=True):
-    """Within the block, whose folder is made, no other process is in a block for that folder.
+    """Hold the lock of a folder, made if missing, within the block: no other process is in a block for it.
 
     wait=False: BlockingIOError if one is. The system's lock ends with the process. Without locks (Windows, some file
     systems) nothing is held.

@@ -56,13 +56,9 @@ def load(data="fashion-mnist", split="train", root="data", labels=False):
         return (images, targets) if labels else images
     if labels:
         raise BadInput(f"{data} has no labels: choose one of {', '.join(DATA_SETS)}")
-    try:
-        folder, there = Path(data).is_dir(), Path(data).exists()
-    except OSError as error:  # too long a name, or a folder that may not be read
-        raise BadInput(f"cannot read {data}: {error.strerror}") from error
-    if folder:
+    if os.path.isdir(data):
         return load_folder(data)
-    if not there:
+    if not os.path.exists(data):
         raise BadInput(f"{data} is neither a data set ({', '.join(DATA_SETS)}) nor a file or folder that is there")
     return load_npy(data)
 
@@ -76,8 +72,8 @@ def load_npy(path):
         if images.ndim == 4 and images.shape[3] <= 4 < images.shape[1]:
             raise ValueError(f"it holds {images.shape}, which looks like (N, H, W, C): transpose it")
     except Exception as error:  # not an .npy, an .npz, objects, cut short
-        raise BadInput(f"{path} is no .npy file of images, uint8 (N, H, W) or (N, C, H, W) ({one_line(error)[:150]}): "
-                       "write one by numpy.save, or give a folder of images") from error
+        raise BadInput(f"{path} is not an .npy file of images, uint8 (N, H, W) or (N, C, H, W) "
+                       f"({one_line(error)[:150]}): write one by numpy.save, or give a folder of images") from error
     images = torch.from_numpy(np.array(images, order="C"))
     return images.unsqueeze(1) if images.dim() == 3 else images  # (N, H, W) -> (N, 1, H, W)
 

@@ -3,7 +3,7 @@
     python fid.py samples.npy --features fashion            # 128 features of a small classifier, shipped in weights/
     python fid.py runs/*/model.pt --csv results.csv         # InceptionV3's 2048 features, those of published FIDs
     python fid.py --csv results.csv --table                 # quality, coverage, speed: of all results so far
-    python fid.py --csv results.csv --plot figures/fid.png  # figures 1, 3, 5: FID against T, of the same
+    python fid.py --csv results.csv --plot figures/fid.png  # figures 1, 3, 5: FID against T
 
 FIDs compare only at equal features, reference and number of samples (they fall as it grows): each is printed with all.
 Beside it stand its standard deviation over bootstrap draws of the samples, improved precision and recall, and the
@@ -52,18 +52,18 @@ def frechet_distance(mu, sigma, mu_, sigma_):
     return distance.clamp(min=0).item() + 0.0  # of equal ones rounding makes -1e-14, or -0.0
 
 
-def bootstrap_spread(mu, sigma, made, draws=10):
-    """Standard deviation of frechet_distance(mu, sigma, ...) over bootstrap draws, with replacement, of made (n, d)."""
-    generator = torch.Generator().manual_seed(0)
-    again = [made[torch.randint(len(made), (len(made),), generator=generator)] for _ in range(draws)]
+def bootstrap_spread(mu, sigma, generated, draws=10):
+    """Standard deviation of frechet_distance(mu, sigma, ...) over bootstrap draws of the features generated (n, d)."""
+    generator, n = torch.Generator().manual_seed(0), len(generated)
+    again = [generated[torch.randint(n, (n,), generator=generator)] for _ in range(draws)]  # with replacement
     return statistics.stdev(frechet_distance(mu, sigma, *moments(features.split(1000))) for features in again)
 
 
-def precision_recall(real, made, k=K, block=1000):
+def precision_recall(real, generated, k=K, block=1000):
     """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. (1), (2)) of features (N, d) and (M, d), N, M > k.
 
-    Precision is the share of the made ones that lie within the k-th neighbour's distance of a real one, and recall that
-    of the real ones within that of a made one: two floats in [0, 1]. Needs block * max(N, M) distances at a time.
+    Precision is the share of the generated ones that lie within the k-th neighbour's distance of a real one, and recall
+    that of the real ones within that of a generated one: two floats in [0, 1]. Holds block * max(N, M) distances.
     """
     def share_covered(points, by):
         radii = torch.cat([torch.cdist(rows, by).kthvalue(k + 1).values for rows in by.split(block)])  # 1st: itself
@@ -71,8 +71,8 @@ def precision_recall(real, made, k=K, block=1000):
         return torch.cat(inside).double().mean().item()
 
     origin = real.mean(0)  # cdist multiplies matrices: a large common offset would cost digits
-    real, made = real - origin, made - origin
-    return share_covered(made, real), share_covered(real, made)
+    real, generated = real - origin, generated - origin
+    return share_covered(generated, real), share_covered(real, generated)
 
 
 def inception_score(logits, splits=10):
@@ -91,7 +91,7 @@ def inception_score(logits, splits=10):
 
 
 def check_numbers(row):
-    """Raise ValueError for a row of COLUMNS whose numbers are none."""
+    """Raise ValueError if a cell of COLUMNS that must hold a number does not."""
     [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall", "inception_score")]
     [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
 
@@ -99,7 +99,7 @@ def check_numbers(row):
 def read_csv(path, columns=COLUMNS, check=check_numbers):
     """The rows of an earlier table as dicts of strings; [] if there is none; BadInput if it is something else.
 
-    check(row) raises ValueError for what is no row of it.
+    check(row) raises ValueError if a row is malformed.
     """
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -115,7 +115,8 @@ def read_csv(path, columns=COLUMNS, check=check_numbers):
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is no table of these results ({one_line(error)}): mend it or choose another") from error
+        raise BadInput(f"{path} is not a table of these results ({one_line(error)}): repair it, or choose "
+                       "another") from error
 
 
 def add_to_csv(path, row, columns=COLUMNS, check=check_numbers):
@@ -154,9 +155,9 @@ def plot(path, rows):
 
 
 def print_table(rows):
-    """The corners of the trilemma, a line for each result, in order of the network evaluations.
+    """Print quality, coverage and speed, a line for each result, in order of the network evaluations.
 
-    Speed-up: over the DDPM's 1000 ancestral ones.
+    The speed-up is over the DDPM's 1000 ancestral steps.
     """
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
@@ -186,7 +187,7 @@ def score(args):
     sources = [load_source(path, args.device) for path in args.sources]
     models = [source for _, source in sources if not isinstance(source, torch.Tensor)]
     flags = dict(zip(models, sampler_flags(args, models)))
-    nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are told before any work
+    nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are reported before any work
     reference, real = load_reference(args, models)
     check_shape(args.features, tuple(real.shape[1:]))
     check_source(args.reference, real, reference, real, K + 1)
@@ -214,19 +215,19 @@ def score(args):
             source = source.generate(max(counts), args.seed, args.batch, args.amp, progress=True, **flags[source])
             row["seconds"] = f"{1000 * (time.perf_counter() - start) / max(counts):.3g}"
         # (n, d) and (n, classes)
-        made, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
+        generated, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
         for n in counts:
             few = min(n, len(neighbours))  # precision and recall want as many of either kind
-            precision, recall = precision_recall(neighbours[:few], made[:few])
-            fid = frechet_distance(mu, sigma, *moments(made[:n].split(1000)))
-            spread = bootstrap_spread(mu, sigma, made[:n])
+            precision, recall = precision_recall(neighbours[:few], generated[:few])
+            fid = frechet_distance(mu, sigma, *moments(generated[:n].split(1000)))
+            spread = bootstrap_spread(mu, sigma, generated[:n])
             yield path, row | {"samples": str(n), "fid": f"{fid:.4f}", "spread": f"{spread:.4f}",
                                "precision": f"{precision:.4f}", "recall": f"{recall:.4f}",
                                "inception_score": f"{inception_score(logits[:n]):.3f}"}
 
 
 def load_source(path, device):
-    """The path, for a run's folder that of its model, and what is there: a Model, or uint8 images (N, C, H, W)."""
+    """The path, or that of the model.pt in a run's folder, and its Model or its uint8 images (N, C, H, W)."""
     path = Path(path, "model.pt") if os.path.exists(os.path.join(path, "model.pt")) else Path(path)
     images = os.path.isdir(path) or path.suffix.lower() == ".npy"
     return path, load_images(str(path)) if images else load(path, device)
@@ -273,7 +274,8 @@ def main(argv=None):
     add("--csv", type=cli.path, metavar="FILE", help="append the results to this table")
     add("--table", action="store_true", help="print quality, coverage and speed: all of --csv if given, else these "
         "results")
-    add("--plot", type=cli.path, metavar="FILE", help="draw FID against T as PNG, of the same")
+    add("--plot", type=cli.path, metavar="FILE", help="draw FID against T from the results that --table would "
+        "print, as PNG")
     add("--inception-weights", type=cli.path, metavar="FILE", help=f"a copy of {Path(INCEPTION).name}; else downloaded")
     add("--root", type=cli.path, default="data", metavar="DIR", help="folder for the data sets that have a name, and, "
         "in DIR/fid, for the reference's statistics")

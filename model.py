@@ -57,7 +57,7 @@ def read_checkpoint(path, device="cpu"):
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}): {advice}") from error
     except Exception as error:  # unpickling a damaged file can raise nearly anything
-        raise BadInput(f"{path} is no checkpoint, or a damaged one: {advice}") from error
+        raise BadInput(f"{path} is not a checkpoint, or it is damaged: {advice}") from error
     args = saved.get("args") if isinstance(saved, dict) else None
     if not isinstance(args, dict) or args.get("method") not in [*NETWORKS] or "weights" not in saved:
         raise BadInput(f"{path} holds no {', '.join(NETWORKS)} of this project: {advice}")
@@ -72,7 +72,6 @@ class Model:
     """
 
     def __init__(self, args, device="cpu"):
-        args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape = tuple(args["shape"])
         self.z_dim, self.learned = args["network"].get("z_dim", 0), args["network"].get("learned", False)
@@ -86,7 +85,7 @@ class Model:
         return f"DDGAN {self.args.get('objective', 'js')}" if self.method == "DDGAN" else self.method
 
     def autocast(self, amp=None):
-        """bfloat16 autocast as amp says; default: where the hardware has it, unless trained with --no-amp."""
+        """bfloat16 autocast, if amp; by default where the hardware has it, unless trained with --no-amp."""
         amp = self.args.get("amp") if amp is None else amp
         amp = computes_in_bf16(self.device) if amp is None else amp
         return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
@@ -96,11 +95,11 @@ class Model:
         return self.eps_and_v(x_t, t)[0]
 
     def eps_and_v(self, x_t, t):
-        """The same, and v of Diffusion.learned_variance where the network has learned it, else None."""
-        return self.read(self.network(x_t, t), x_t, t)
+        """eps_theta, and v of Diffusion.learned_variance, (B, ...), or None where no variance was learned."""
+        return self.eps_and_v_from(self.network(x_t, t), x_t, t)
 
-    def read(self, output, x_t, t):
-        """eps and v, or None, from what a DDPM's network gave for x_t and t: see eps_and_v."""
+    def eps_and_v_from(self, output, x_t, t):
+        """eps_and_v from what the network gave for x_t and t."""
         output, v = split_v(output.float(), x_t)
         return eps_from(self.args.get("predict", "eps"), output, x_t, t, self.diffusion), v
 
@@ -114,11 +113,11 @@ class Model:
         """
         start = self.T if start is None else start
         if not 1 <= start <= self.T:
-            raise BadInput(f"--from {start} is no step of this {self.method}: choose from 1 to {self.T}")
-        known = {"--sampler": (sampler, "ancestral", "ddim"), "--variance": (variance, "beta_tilde", "beta")}
-        for flag, (value, *good) in known.items():
-            if value not in (None, *good):
-                raise BadInput(f"{flag} {value} is unknown: choose {' or '.join(good)}")
+            raise BadInput(f"--from {start}: this {self.method} has the steps 1 to {self.T}, choose one of them")
+        if sampler not in (None, "ancestral", "ddim"):
+            raise BadInput(f"--sampler {sampler} is unknown: choose ancestral or ddim")
+        if variance not in (None, "beta_tilde", "beta"):
+            raise BadInput(f"--variance {variance} is unknown: choose beta_tilde or beta")
         if not (eta is None or 0 <= eta <= 1) or not (steps is None or steps >= 1):
             raise BadInput(f"--eta {eta}, --steps {steps}: eta lies between 0 and 1, and steps are 1 or more")
         if self.method != "DDPM":
@@ -156,7 +155,7 @@ class Model:
         sample, _ = self.sampler(**sampler_arguments)
         start = sampler_arguments.get("start") or self.T
         if edit is None and start < self.T:
-            raise BadInput(f"--from {start} needs an --edit FILE to begin from: x_{start} is no pure noise")
+            raise BadInput(f"--from {start} needs an --edit FILE to begin from: x_{start} is not pure noise")
         devices = [self.device] if self.device.type == "cuda" else []
         images = []
         bar = tqdm(total=n, unit="img", disable=not progress)

@@ -41,7 +41,8 @@ def training_parser(doc, T, out):
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
     flag("--width", type=number(int, 8, 8192), help="channels at the highest resolution, a multiple of 8")
-    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' average, for samples")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' moving average, "
+         "which draws the samples")
     flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware has it")
@@ -52,7 +53,7 @@ def training_parser(doc, T, out):
 
 
 def parse(parser, argv, cpu, depends=lambda args: {}):
-    """The arguments of a trainer: a namespace of all flags of training_parser's parser. --help prints them and exits.
+    """The arguments of a trainer as a namespace: all flags of `training_parser`. --help prints them and exits.
 
     argv: a list of strings, or None for the command line. cpu: defaults that go with --preset cpu; depends(args):
     defaults that follow from other flags. With --resume the run's own arguments take the place of all defaults, and
@@ -105,7 +106,7 @@ class Run:
     """
 
     def __init__(self, method, args, **network):
-        """args: what `parse` returned; network: more arguments of the method's. Writes nothing; may raise BadInput."""
+        """args: what `parse` returned; network: more arguments of the network. Writes nothing; may raise BadInput."""
         self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
         self.saved = read_checkpoint(self.path) if args.resume else {}
@@ -120,7 +121,7 @@ class Run:
         sizes |= {name: saved["network"][name] for name in sizes if saved}
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
-        before = tuple(saved.get("shape", (C, H, W)))
+        before = tuple(saved["shape"]) if saved else (C, H, W)
         if before != (C, H, W):
             raise BadInput(f"--data {args.data}: its images are {C} x {H} x {W} now, and those of {self.path} were "
                            f"{' x '.join(map(str, before))}: give the images that it was begun with")

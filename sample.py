@@ -30,10 +30,10 @@ from model import add_sampler_flags, load, sampler_flags
 def denoise(model, x_0, s, draws, seed=0):
     """Noise each x_0, uint8 (n, C, H, W), to t = s T, and predict it back `draws` times.
 
-    Returns uint8 x_t (n, C, H, W) and x_0 (n, draws, C, H, W). Raises BadInput if s T is no step of the model.
+    Returns uint8 x_t (n, C, H, W) and x_0 (n, draws, C, H, W). Raises BadInput unless s T is a step of the model.
     """
     if abs(s * model.T - round(s * model.T)) > 1e-6 or round(s * model.T) < 1:  # 0.29 * 100 is 28.999999999999996
-        raise BadInput(f"--denoise {s} is no step of this {model.method}: choose a multiple of 1/{model.T}")
+        raise BadInput(f"--denoise {s}: this {model.method} has T = {model.T} steps, choose a multiple of 1/{model.T}")
     t = torch.full((len(x_0) * draws,), round(s * model.T), device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -55,7 +55,7 @@ def load_picture(path, shape):
         with Image.open(path) as image:
             picture = np.array(ImageOps.fit(opaque(image, "L" if C == 1 else "RGB"), (W, H)))
     except Exception as error:  # a damaged file can raise nearly anything
-        raise BadInput(f"{path} is no image that can be read ({one_line(error)[:150]}): give a PNG or another "
+        raise BadInput(f"{path} cannot be read as an image ({one_line(error)[:150]}): give a PNG or another "
                        "image file") from error
     return torch.from_numpy(picture).view(H, W, C).permute(2, 0, 1).contiguous()
 
@@ -111,13 +111,13 @@ def draw_denoising(args, models):
 
 
 def chain(model, n, seed=0, amp=None, **sampler_arguments):
-    """Draw n images and keep the way there: a list of (t, x_t, predicted x_0), both uint8 (n, C, H, W), t falling."""
+    """Draw n images, and return all of the chain: a list of (t, x_t, predicted x_0), uint8 (n, C, H, W), t falling."""
     steps = []
 
     def note(network, inputs, output):
         x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
         if model.method == "DDPM":
-            output = model.diffusion.x_0_from_eps(x_t, model.read(output, x_t, t)[0], t)
+            output = model.diffusion.x_0_from_eps(x_t, model.eps_and_v_from(output, x_t, t)[0], t)
         steps.append((t[0].item(), to_uint8(x_t).cpu(), to_uint8(output.float().clamp(-1, 1)).cpu()))
 
     with model.network.register_forward_hook(note):
@@ -192,8 +192,8 @@ def main(argv=None):
          "as --from says, instead of from noise")
     flag("--from", type=number(int, 1), dest="start", metavar="t", help="with --edit: near 1 the picture stays, near T "
          "it is forgotten")
-    flag("--chain", action="store_true", help="show the way of one image: x_t and the predicted x_0, at up to eleven "
-         "times; as an --out .gif, of -n images, at most 64")
+    flag("--chain", action="store_true", help="show the trajectory of one image: x_t and the predicted x_0, at up to "
+         "eleven times; as an --out .gif, of -n images, at most 64")
     flag("--data", type=cli.path, help="the images for --denoise (default: what the first checkpoint was trained on)")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
@@ -207,14 +207,14 @@ def main(argv=None):
     if args.out.lower().endswith(".gif") and not args.chain:
         raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
     if args.chain and args.npy:
-        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one way, not many images: leave "
+        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one image: leave "
                        "it out")
     if (args.edit is None) != (args.start is None):
         raise BadInput("--edit FILE and --from t belong together: give both, or neither")
     if args.npy and len({model.shape for model in models}) > 1:
         raise BadInput(f"--npy {args.npy}: these checkpoints draw images of different shapes; give one --npy to each")
     flags = [arguments | {"start": args.start} for arguments in sampler_flags(args, models)]
-    # before any image, so that wrong flags are told first
+    # before any image, so that wrong flags are reported first
     evaluations = [model.sampler(**arguments)[1] for model, arguments in zip(models, flags)]
     edits = [load_picture(args.edit, model.shape).expand(args.n, -1, -1, -1) if args.edit else None for model in models]
     if args.chain:

@@ -5,7 +5,7 @@
     python toy.py --table                        # Xu et al. 2023, Table 1: 91 runs
 
 Small MLPs, trained and sampled by the steps of the image scripts. Prints the modes covered, the share of high-quality
-samples, two distances to held-out data; draws toy.png: data, samples, ways from x_T to x_0, and section 2.2's picture.
+samples, two distances to held-out data; draws toy.png: data, samples, trajectories, and section 2.2's picture.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
@@ -46,7 +46,7 @@ def draw(n):
 # -- networks: what unet.py is for images ---------------------------------------------------------------------
 
 
-def waves(x, octaves):
+def fourier_features(x, octaves):
     """Points with sines and cosines of their coordinates, each half as long as the last: (B, 2) -> (B, 2 + 4 octaves).
 
     Without them an MLP cannot see modes so much narrower than their grid.
@@ -73,7 +73,7 @@ class EpsTheta(MLP):
         super().__init__(T, 18, 2)
 
     def forward(self, x_t, t):
-        return self.evaluate(t, waves(x_t, 4))
+        return self.evaluate(t, fourier_features(x_t, 4))
 
 
 class Generator(MLP):
@@ -85,17 +85,17 @@ class Generator(MLP):
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x_t, z, t):
-        return x_t + self.evaluate(t, waves(x_t, 4), z)
+        return x_t + self.evaluate(t, fourier_features(x_t, 4), z)
 
 
 class Discriminator(MLP):
-    """V (B,). Its waves are longer: one that sees single modes sharply shows G no way from one mode to the next."""
+    """V (B,). Its features are coarser: one that sees single modes sharply shows G no way from one mode to the next."""
 
     def __init__(self, T):
         super().__init__(T, 28, 1)
 
     def forward(self, x_prev, x_t, t):
-        return self.evaluate(t, waves(x_prev, 3), waves(x_t, 3)).squeeze(1)
+        return self.evaluate(t, fourier_features(x_prev, 3), fourier_features(x_t, 3)).squeeze(1)
 
 
 class Critic(MLP):
@@ -105,7 +105,7 @@ class Critic(MLP):
         super().__init__(T, 14, 5)
 
     def forward(self, x_prev, t):
-        V, correction, x_0 = self.evaluate(t, waves(x_prev, 3)).split([1, 2, 2], dim=1)
+        V, correction, x_0 = self.evaluate(t, fourier_features(x_prev, 3)).split([1, 2, 2], dim=1)
         return V.squeeze(1), x_prev + correction, x_0
 
 
@@ -127,7 +127,7 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
         D = Critic(T) if method == "siddm" else Discriminator(T)
         optimizer_D = torch.optim.Adam(D.parameters(), lr=lr_d or LR_D[method], betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, steps))
-    recipe = train_ddgan.recipe(objective, 4)
+    recipe = train_ddgan.recipe(objective, 4)  # T = 4 for every T: FEW_STEPS_R1 is for images
     r1 = (R1 if recipe["r1"] else 0.0) if r1 is None else r1
     ema = MovingAverage(network, decay=0.999)
     for step in tqdm(range(steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):
@@ -137,10 +137,9 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
         elif method == "siddm":
             train_siddm.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, afd=afd, reg=reg)
         else:
-            lazy_r1 = r1 * train_ddgan.R1_EVERY if step % train_ddgan.R1_EVERY == 0 else 0.0
             train_ddgan.train_step(network, D, optimizer, optimizer_D, x_0, diffusion, z_dim, OBJECTIVES[objective],
-                                   GENERATOR_LOSSES[recipe["generator"]], r1=lazy_r1, gp=recipe["gp"],
-                                   drift=recipe["drift"], energy=energy)
+                                   GENERATOR_LOSSES[recipe["generator"]], r1=train_ddgan.lazy_r1(r1, step),
+                                   gp=recipe["gp"], drift=recipe["drift"], energy=energy)
         for scheduler in schedulers:
             scheduler.step()
         ema.update_parameters(network)
@@ -149,7 +148,7 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
 
 @torch.no_grad()
 def sample(network, diffusion, n, z_dim):
-    """The way of n points from x_T to x_0: T+1 tensors (n, 2)."""
+    """The trajectories of n points from x_T to x_0: T+1 tensors (n, 2)."""
     path = []
 
     def noted(x_t, *rest):
@@ -195,19 +194,19 @@ def true_posterior(x_t, t, diffusion, n):
 
 @torch.no_grad()
 def draw_figure(network, diffusion, path, z_dim, title, out):
-    """Data, samples, ways from x_T to x_0; section 2.2: from which x_0 may x_t have come, which are predicted?"""
+    """Data, samples, trajectories; section 2.2: from which x_0 may x_t have come, which are predicted?"""
     figure, axes = subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
     axes[0].scatter(*draw(SAMPLES).T, **points)
     axes[0].set_title("data")
     axes[1].scatter(*path[-1].T, **points)
     axes[1].set_title(title)
-    ways = torch.stack(path)[:, :40]  # (T+1, 40, 2)
-    for way in ways.unbind(1):
-        axes[2].plot(*way.T, color="0.7", linewidth=0.5)
-    axes[2].scatter(*ways[0].T, s=8, color="C1", label="x_T")
-    axes[2].scatter(*ways[-1].T, s=8, color="C0", label="x_0")
-    axes[2].set_title("40 ways from x_T to x_0")
+    trajectories = torch.stack(path)[:, :40]  # (T+1, 40, 2)
+    for trajectory in trajectories.unbind(1):
+        axes[2].plot(*trajectory.T, color="0.7", linewidth=0.5)
+    axes[2].scatter(*trajectories[0].T, s=8, color="C1", label="x_T")
+    axes[2].scatter(*trajectories[-1].T, s=8, color="C0", label="x_0")
+    axes[2].set_title("40 trajectories from x_T to x_0")
 
     t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # 1 at T = 4: only there D sees clean x_0
     x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes

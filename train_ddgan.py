@@ -28,8 +28,6 @@ from losses import (
 from run import Run, parse, training_parser
 from unet import Discriminator
 
-R1_EVERY = 16  # Karras et al. 2020, sec. 3.1: the penalty at every 16th step, 16 times as large
-
 # What each objective trains with unless flags say otherwise; one without a row here trains with js's.
 # Weights: r1 of the R1 penalty, gp of the gradient penalty, drift of the penalty on V^2.
 RECIPES = {
@@ -60,6 +58,11 @@ def recipe(objective, T):
     row = RECIPES.get(objective, RECIPES["js"])
     few = T == 1 or T <= 3 and row["generator"] == "minimax"
     return row | {"r1": FEW_STEPS_R1} if few and row["r1"] else row  # Wasserstein has no R1
+
+
+def lazy_r1(r1, step):
+    """The weight of R1 at a step of training: 16 r1 at every 16th and 0 between, Karras et al. 2020, sec. 3.1."""
+    return 16 * r1 if step % 16 == 0 else 0.0
 
 
 def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=OBJECTIVES["js"],
@@ -111,8 +114,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     optimizer_G.step()
     D.requires_grad_(True)
 
-    scored = {"energy": score} if energy else {}
-    return {"loss_D": loss_D, "loss_G": loss_G, **scored, "gap": gaps(V_real, V_fake, t, diffusion.T)}
+    log = {"loss_D": loss_D, "loss_G": loss_G, "gap": gaps(V_real, V_fake, t, diffusion.T)}
+    return log | {"energy": score} if energy else log
 
 
 def main(argv=None):
@@ -120,9 +123,9 @@ def main(argv=None):
     flag, rate, weight = parser.add_argument, cli.number(float, above=0), cli.number(float, 0)
     # G at an eighth of D's rate, so that D leads from the start: at a quarter the kinds of garments lost their balance
     flag("--lr-g", type=rate, default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=rate, default=8e-4, help="Adam's for D, constant; a D that falls behind G stays at chance")
+    flag("--lr-d", type=rate, default=8e-4, help="the same for D, constant; a D that falls behind G stays at chance")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; "
-         "with T it sets the defaults of the next four")
+         "with T it sets the defaults of --generator, --r1, --gp and --drift")
     flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does "
          "not saturate")
     flag("--r1", type=weight, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
@@ -148,10 +151,9 @@ def main(argv=None):
     objective, generator_loss = OBJECTIVES[args.objective], GENERATOR_LOSSES[args.generator]
 
     for _ in run.steps(**parts):
-        r1 = args.r1 * R1_EVERY if run.step % R1_EVERY == 0 else 0.0
         run.log(**train_step(G, D, optimizer_G, optimizer_D, run.batch(), run.diffusion, args.z_dim, objective,
-                             generator_loss, r1=r1, gp=args.gp, drift=args.drift, reg=args.reg, energy=args.energy,
-                             amp=run.amp))
+                             generator_loss, r1=lazy_r1(args.r1, run.step), gp=args.gp, drift=args.drift, reg=args.reg,
+                             energy=args.energy, amp=run.amp))
         scheduler.step()
         run.ema.update_parameters(G)
 

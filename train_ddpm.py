@@ -34,8 +34,8 @@ def train_step(eps_theta, optimizer, x_0, diffusion, amp=False):
 
 def main(argv=None):
     parser = training_parser(__doc__, T=1000, out="runs/ddpm")
-    rate = cli.number(float, above=0)
-    parser.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate, falling to 0 as a cosine")
+    parser.add_argument("--lr", type=cli.number(float, above=0), default=1e-3,
+                        help="Adam's learning rate, falling to 0 as a cosine")
     args = parse(parser, argv, cpu={"steps": 7000, "batch": 64})
     run = Run("DDPM", args)
     network = run.model.network

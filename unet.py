@@ -35,11 +35,9 @@ def embed_time(t, dim):
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def mlp(c_in, c_out, layers):
-    """Linear layers of width c_out with SiLU between them."""
-    sizes = [c_in] + [c_out] * layers
-    parts = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
-    return nn.Sequential(*parts[:-1])  # no SiLU at the end
+def time_mlp(width):
+    """The layers that learn from embed_time's (B, width): -> (B, 4 width)."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
 def norm(channels):
@@ -119,7 +117,7 @@ class UNet(nn.Module):
         c_in = c_in or channels
         self.width, self.fold, self.smooth = width, fold, smooth
         c, c_emb = [m * width for m in mult], 4 * width
-        self.embed_t = mlp(width, c_emb, layers=2)
+        self.embed_t = time_mlp(width)
         self.down = Down(c_in * fold**2, width, mult, blocks, c_emb)
         self.mid = nn.ModuleList([ResBlock(c[-1], c[-1], c_emb), ResBlock(c[-1], c[-1], c_emb)])
         self.attention = Attention(c[-1])
@@ -199,7 +197,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.width, self.fold, self.stride = width, fold, fold * 2 ** (len(mult) - 1)
         c, stride = mult[-1] * width, self.stride
-        self.embed_t = mlp(width, 4 * width, layers=2)
+        self.embed_t = time_mlp(width)
         self.down = Down(2 * channels * fold**2, width, mult, blocks, 4 * width)
         self.norm_out = norm(c)
         self.out = nn.Linear((c + 1) * (size[0] // stride) * (size[1] // stride), 1)

@@ -139,7 +139,7 @@ def random_inception(path):
 
 
 def fid_ours(folder, device):
-    """The features (8, 2048) of the first images, and a function of nothing to the FID; so do the next two."""
+    """The features (8, 2048) of the first images, and a function without arguments that gives the FID."""
     features = load_features("inception", folder / "weights.pth", device)
     halves = [torch.from_numpy(np.load(folder / f"{half}.npy")) for half in HALVES]
     moments = [part for half in halves for part in statistics_of(features, half)]

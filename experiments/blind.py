@@ -44,11 +44,11 @@ def draw_sheet(images, path):
 
 
 def check(row):
-    """Raise ValueError for what is no row of COLUMNS."""
+    """Raise ValueError if a row is malformed."""
     tiles = row["tiles"].split()
     for tile in tiles:
         if not re.fullmatch("[1-9][0-9]*[A-H][1-8]", tile) or tiles.count(tile) > 1:
-            raise ValueError(f"{row['name']} has {tile}, which is no tile, such as 1A3, or there twice")
+            raise ValueError(f"{row['name']} has {tile}, which is not a tile such as 1A3, or is there twice")
     if row["kind"] not in ("source", "rater"):
         raise ValueError(f"{row['kind']} is neither source nor rater")
 
@@ -64,7 +64,7 @@ def read(path):
     for name, marked in raters.items():
         unknown = marked.difference(*sources.values())
         if unknown:
-            raise cli.BadInput(f"{path}: rater {name} marks {min(unknown)}, a tile that is on no sheet: mend that row")
+            raise cli.BadInput(f"{path}: rater {name} marks {min(unknown)}, a tile of no sheet: repair that row")
     return sources, raters
 
 

@@ -91,8 +91,8 @@ def main(argv=None):
     flag = parser.add_argument
     flag("models", nargs="+", metavar="MODEL", help="model.pt of a DDGAN or SIDDM")
     flag("--figure", type=cli.path, metavar="FILE", help="draw the figure of section 2.2, a column a model, as PNG")
-    flag("--n", type=cli.number(int, 2), default=200, help="x_t, and x_T")
-    flag("--draws", type=cli.number(int, 2), default=8, help="z for each")
+    flag("--n", type=cli.number(int, 2), default=200, help="number of x_t, and of x_T")
+    flag("--draws", type=cli.number(int, 2), default=8, help="number of z for each")
     flag("--root", default="data", help="folder for the data sets that have a name")
     flag("--seed", type=cli.SEED, default=0, help="of all noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to compute")

@@ -72,11 +72,11 @@ def test_the_marks_of_the_pages_fit_their_sheets(name):
 
 
 @pytest.mark.parametrize(("rows", "told"), [
-    ("rater,ann,1A9\n", "1A9, which is no tile"),
-    ("rater,ann,A1\n", "A1, which is no tile"),
-    ("rater,ann,1A1 1A1\n", "or there twice"),
+    ("rater,ann,1A9\n", "1A9, which is not a tile"),
+    ("rater,ann,A1\n", "A1, which is not a tile"),
+    ("rater,ann,1A1 1A1\n", "or is there twice"),
     ("judge,ann,1A1\n", "judge is neither source nor rater"),
-    ("rater,ann,2B3\n", "rater ann marks 2B3, a tile that is on no sheet"),
+    ("rater,ann,2B3\n", "rater ann marks 2B3, a tile of no sheet"),
     ("", "1 sources and 0 raters")])
 def test_marks_that_do_not_fit_the_sheets_are_one_line(rows, told, tmp_path):
     (tmp_path / "b.csv").write_text("kind,name,tiles\nsource,x,1A1 1A2\n" + rows)

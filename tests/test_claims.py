@@ -69,7 +69,7 @@ def test_the_table_has_the_median_the_range_and_the_failed_runs_and_the_map_the_
     ",".join(claims.COLUMNS) + "\n" + "js," * 9 + "x\n"])
 def test_a_damaged_table_is_one_line_and_stays(text, tmp_path):
     (tmp_path / "c.csv").write_text(text)
-    with pytest.raises(cli.BadInput, match="is no table of these results"):
+    with pytest.raises(cli.BadInput, match="is not a table of these results"):
         claims.main(["steps", "--csv", str(tmp_path / "c.csv")])
     assert (tmp_path / "c.csv").read_text() == text
 

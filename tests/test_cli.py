@@ -256,7 +256,7 @@ def test_a_name_that_no_file_can_have_is_refused(text, capsys):
     parser.add_argument("--out", type=cli.path)
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", text])
-    assert "is no name of a file" in capsys.readouterr().err
+    assert "is not the name of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
