@@ -5,7 +5,8 @@
 
 The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. What
 tile is whose goes into sheets/blind.csv, which raters must not see. Add a row for each rater, with the tiles that are
-broken: `rater,ann,1A3 2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are.
+broken: `rater,ann,1A3 2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are, and tells
+how likely two counts differ so by chance.
 """
 
 import sys
@@ -16,8 +17,10 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
 import re
+from itertools import combinations
 
 import torch
+from scipy.stats import fisher_exact
 
 from data import DATA_SETS, image_grid, load, save_figure, subplots
 from fid import add_to_csv, read_csv
@@ -69,13 +72,22 @@ def read(path):
 
 
 def count(path):
-    """Print how many of each source's images each rater calls broken."""
+    """Print how many of each source's images each rater calls broken, and how likely by chance two of them differ so.
+
+    That is the p of Fisher's exact test, two-sided, for each pair of sources and each rater alone.
+    """
     sources, raters = read(path)
-    width = max(6, *(len(cli.printable(name)) + 2 for name in raters))
-    print(f"{'broken, by rater':40}{'images':>8}" + "".join(f"{cli.printable(name):>{width}}" for name in raters))
-    for name, tiles in sources.items():
-        counts = [len(tiles & marked) for marked in raters.values()]
-        print(f"{cli.printable(name):40}{len(tiles):8}" + "".join(f"{found:{width}}" for found in counts))
+    broken = {name: [len(tiles & marked) for marked in raters.values()] for name, tiles in sources.items()}
+    lines = [["broken, by rater", "images", *raters]]
+    lines += [[name, str(len(sources[name])), *map(str, counts)] for name, counts in broken.items()]
+    lines += [["p of a difference, by rater"]]
+    for a, b in combinations(sources, 2):
+        tables = ([(x, len(sources[a]) - x), (y, len(sources[b]) - y)] for x, y in zip(broken[a], broken[b]))
+        lines += [[f"{a}, {b}", "", *(f"{fisher_exact(table).pvalue:.3f}" for table in tables)]]
+    first = max(len(cli.printable(line[0])) for line in lines)
+    width = max(6, *map(len, map(cli.printable, raters)))
+    for name, *cells in lines:
+        print(f"{cli.printable(name):{first}}" + "".join(f"  {cli.printable(cell):>{width}}" for cell in cells))
 
 
 def draw(args):
