@@ -98,7 +98,7 @@ class Diffusion:
         tau = [0, *tau]
         if any(b <= a for a, b in pairwise(tau)) or tau[-1] != end:
             raise ValueError(f"steps {tau[1:]}: give increasing times from 1 to {end}, {end} included")
-        sub = object.__new__(Diffusion)
+        sub = object.__new__(Diffusion)  # without __init__, which knows whole schedules only
         sub._build(self._alpha_bar[tau], self.tau[tau], self.device)
         return sub
 

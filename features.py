@@ -107,7 +107,8 @@ def load_features(name, inception_weights=None, device="cpu", dims=None):
     try:
         if name == "inception":
             path = Path(inception_weights or Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name))
-            advice = "give a good copy by --inception-weights FILE, or use --features fashion"
+            advice = (f"give a good copy of {INCEPTION} by --inception-weights FILE, or use --features fashion, "
+                      "which is for grey images of 28 x 28")
             if not inception_weights and not path.exists():
                 with network_timeout():
                     torch.hub.load_state_dict_from_url(INCEPTION, map_location="cpu", check_hash=True)

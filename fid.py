@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from cli import BadInput, number, one_line, write_atomically
-from data import label, save_figure, subplots
+from data import DATA_SETS, label, save_figure, subplots
 from data import load as load_images
 from features import DIMS, INCEPTION, check_shape, extract, load_features, moments, reference_statistics
 from model import add_sampler_flags, load, sampler_flags
@@ -155,10 +155,7 @@ def plot(path, rows):
 
 
 def print_table(rows):
-    """Print quality, coverage and speed, a line for each result, in order of the network evaluations.
-
-    The speed-up is over the DDPM's 1000 ancestral steps.
-    """
+    """Print quality, coverage and speed, by network evaluations; the speed-up is over a DDPM's 1000 ancestral steps."""
     if not rows:
         raise BadInput("no results to print: score checkpoints, or give the --csv of earlier ones")
     ddpm = "DDPM", "1000", "ancestral"
@@ -253,6 +250,8 @@ def load_reference(args, models):
     data = sorted({model.args["data"] for model in models}) or ["fashion-mnist"]
     if len(data) > 1:
         raise BadInput(f"these models were trained on {' and '.join(data)}: score each alone, or give one --reference")
+    if args.reference == "test" and data[0] not in DATA_SETS:
+        raise BadInput(f"--reference test: {data[0]} has no test images; give a folder or .npy file of some")
     name = args.reference if data == ["fashion-mnist"] else f"{Path(data[0]).stem} {args.reference}"
     return name, load_images(data[0], args.reference, args.root)
 

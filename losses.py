@@ -26,7 +26,10 @@ def critic_values(V):
 
 
 def gaps(V_real, V_fake, t, T):
-    """V(real) - V(fake) for the log, sum and count for each t = 0..T, two (T+1,). Near 0 the critic is at chance."""
+    """For the log: V_real - V_fake of the batch's images, summed for each t = 0..T, and their number, both (T+1,).
+
+    Their ratio is the mean gap at t; near 0 the critic is at chance.
+    """
     one_hot = F.one_hot(t, T + 1).float()  # (B,) -> (B, T+1)
     return (V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0)
 
@@ -35,7 +38,10 @@ def gaps(V_real, V_fake, t, T):
 
 
 def gan_loss_D(V_real, V_fake):
-    """Eq. (8) with D = sigmoid(V), on outputs (B,): D minimises E_q[-log D] + E_p[-log(1 - D)]."""
+    """Eq. (8) with D = sigmoid(V), on outputs (B,): D minimises E_q[-log D] + E_p[-log(1 - D)].
+
+    This and gan_loss_G are SIDDM's; a DDGAN takes the same, up to a constant, from the row "js" below.
+    """
     V_real, V_fake = critic_values(V_real), critic_values(V_fake)
     minus_log_D_real = -F.logsigmoid(V_real)
     minus_log_1_minus_D_fake = -F.logsigmoid(-V_fake)  # 1 - sigmoid(V) = sigmoid(-V)

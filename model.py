@@ -5,7 +5,9 @@
 """
 
 import argparse
+import os
 import warnings
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -29,11 +31,12 @@ def computes_in_bf16(device):
 
 
 def load(path, device=None):
-    """The Model that a trainer wrote to `path` (model.pt or checkpoint.pt), with its EMA weights.
+    """The Model that a trainer wrote to `path` (model.pt, checkpoint.pt, or the run's folder), with its EMA weights.
 
     device: by default the GPU if there is one. Raises BadInput for a file that is missing, damaged or not one of ours.
     """
     device = cli.default_device() if device is None else device
+    path = Path(path, "model.pt") if os.path.isdir(path) else path
     saved = read_checkpoint(path, device)
     try:
         model = Model(saved["args"], device)

@@ -41,8 +41,7 @@ def training_parser(doc, T, out):
     flag("--steps", type=number(int, 1), default=60000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=128, help="images in a step")
     flag("--width", type=number(int, 8, 8192), help="channels at the highest resolution, a multiple of 8")
-    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the weights' moving average, "
-         "which draws the samples")
+    flag("--ema", type=number(float, 0, below=1), default=0.999, help="decay of the moving average of the weights")
     flag("--seed", type=cli.SEED, default=0, help="of the initial weights, the batches and the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware has it")
@@ -65,6 +64,8 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
     typed = {name: value for name, value in typed.items() if value is not untyped}
     if typed.get("resume"):
         path = Path(typed.get("out", defaults["out"]), "checkpoint.pt")
+        if not path.exists():
+            raise BadInput(f"no run to resume: {path} is not there; give the run's folder as --out, or no --resume")
         saved = read_checkpoint(path)["args"]
         foreign = saved.keys() - defaults.keys() - NO_FLAGS
         if foreign:
@@ -73,9 +74,10 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
         for name in typed.keys() - NOT_SAVED:
             value, given = saved.get(name, defaults[name]), typed[name]  # a flag newer than the run: its default
             flag = f"--{name.replace('_', '-')} {given}"
-            if given != value and name not in CHANGEABLE or name == "steps" and given < value:
-                more = ", or give more" if name == "steps" else ""
-                raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out{more}, or choose "
+            if name == "steps" and given < value:
+                raise BadInput(f"{flag}: the run in {path} is for {value} already: leave it out, or give more")
+            if given != value and name not in CHANGEABLE:
+                raise BadInput(f"{flag} is not what {path} was begun with ({value}): leave it out, or choose "
                                "another --out")
         defaults |= {name: saved[name] for name in defaults.keys() & saved.keys()}
     else:
@@ -254,12 +256,10 @@ class Run:
                 writer = csv.DictWriter(file, list(self.rows[0]))
                 writer.writeheader()
                 writer.writerows(self.rows)
-        training = {
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None,
-        }
+        training = {"parts": {name: part.state_dict() for name, part in self.parts.items()},
+                    "step": self.step, "seconds": self.seconds, "rows": self.rows, "sums": self.sums,
+                    "random": torch.get_rng_state(),
+                    "random_cuda": torch.cuda.get_rng_state(self.args.device) if cuda else None}
         with write_atomically(self.path) as temporary:  # last: if the run dies before, --resume writes the rest anew
             torch.save({"args": self.model.args, "weights": weights, "training": training}, temporary)
 

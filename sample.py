@@ -181,7 +181,7 @@ def names_of(args, models, evaluations):
 def main(argv=None):
     parser = cli.Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
-    flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="model.pt or checkpoint.pt of a trainer")
+    flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="a run's folder, or its model.pt")
     flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a "
          "row, after --edit's picture; --chain the first")
     flag("--out", type=cli.path, default="samples.png", help="the grid; several checkpoints: one labelled row each")

@@ -55,13 +55,13 @@ FEW_STEPS_R1 = 0.5
 
 def recipe(objective, T):
     """The defaults of --r1, --gp, --drift and --generator for a key of OBJECTIVES and T steps."""
-    row = RECIPES.get(objective, RECIPES["js"])
-    few = T == 1 or T <= 3 and row["generator"] == "minimax"
+    row = RECIPES["js"] | RECIPES.get(objective, {})
+    few = T == 1 or (T <= 3 and row["generator"] == "minimax")
     return row | {"r1": FEW_STEPS_R1} if few and row["r1"] else row  # Wasserstein has no R1
 
 
 def lazy_r1(r1, step):
-    """The weight of R1 at a step of training: 16 r1 at every 16th and 0 between, Karras et al. 2020, sec. 3.1."""
+    """The weight of R1 at step 0, 1, ...: 16 r1 at every 16th and 0 between, Karras et al. 2020, sec. 3.1."""
     return 16 * r1 if step % 16 == 0 else 0.0
 
 
@@ -71,7 +71,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
 
     G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError; unet.Discriminator
     needs a B that is a multiple of 4. r1, gp, drift, reg: weights of D's penalties, energy: of the energy score; amp:
-    compute the networks in bfloat16.
+    compute the networks in bfloat16. On images js trains with r1 = lazy_r1(0.1, step), and with main's rates and betas.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -81,7 +81,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
         x_0_fake = G(x_t, z, t).float()
     x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
 
-    # D maximises the bound (18): real and fake in one batch, which is the same and faster
+    # D maximises the bound (18): real and fake in one batch, which is faster; D's groups of four do not mix them
     with bf16:
         V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
     V_real, V_fake = V.chunk(2)  # (2B,) -> 2 x (B,)
@@ -100,7 +100,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     optimizer_D.step()
 
     # G minimises it, or takes eq. (9), against the D just updated, with the same fakes
-    D.requires_grad_(False)
+    D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
         V_fake_new = D(x_prev_fake, x_t, t)
     loss_G = generator_loss(V_fake_new, objective)

@@ -47,7 +47,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     optimizer_D.step()
 
     # G: the marginals by (9), the conditionals by cross-entropy - entropy, C_psi's likelihood standing for the latter
-    D.requires_grad_(False)
+    D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
         V_fake_new, C_new, _ = D(x_prev_fake, t)
     loss_G = gan_loss_G(V_fake_new)  # (9)

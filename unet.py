@@ -124,7 +124,7 @@ class UNet(nn.Module):
         self.levels = nn.ModuleList(nn.ModuleList(ResBlock(2 * i, i, c_emb) for _ in range(blocks)) for i in c)
         self.grow = nn.ModuleList(nn.Conv2d(j, i, 3, padding=1) for i, j in pairwise(c))
         self.norm_out = norm(c[0])
-        # at full resolution again, with the input itself
+        # at full resolution again, with the input itself; 16 channels: ours
         self.unfold = nn.Conv2d((c[0] if smooth else c[0] // fold**2) + c_in, 16, 3, padding=1)
         self.out = nn.Conv2d(16, 2 * channels if learned else channels, 3, padding=1)
 
@@ -162,7 +162,7 @@ class Generator(UNet):
         if z_dim:
             self.embed_z = nn.Linear(z_dim, channels * size[0] * size[1], bias=False)
             nn.init.normal_(self.embed_z.weight, std=z_dim**-0.5)  # an image of variance 1, as x_t's
-            # sqrt(alpha_bar_t) x_0 against a twentieth of the noise: 0.05 is ours
+            # sqrt(alpha_bar_t) x_0 against a twentieth of the noise's variance: 0.05 is ours
             self.register_buffer("c", torch.sqrt(alpha_bar / (alpha_bar + 0.05 * (1 - alpha_bar))), persistent=False)
 
     def forward(self, x_t, z, t):

@@ -296,6 +296,8 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path):
         assert name in complaint(str(tmp_path / name))
     np.save(tmp_path / "last.npy", np.zeros((5, 8, 8, 3), np.uint8))
     assert "transpose it" in complaint(str(tmp_path / "last.npy"))
+    (tmp_path / "one.png").write_bytes(b"")
+    assert "is one picture: give a folder" in complaint(str(tmp_path / "one.png"))
     assert "neither a data set" in complaint(str(tmp_path / ("x" * 300)))  # longer than a name may be
     assert ("neither a data set" in complaint(str(tmp_path / "absent"))
             and "absent" in complaint(str(tmp_path / "absent")))

@@ -509,6 +509,7 @@ def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path):
     (["images.npy", "--samples", "41"], ["images.npy", "40 images", "41", "--samples 40"]),
     (["images.npy", "--samples", "3"], ["--samples", "3", "at least 4"]),
     (["images.npy", "--reference", "validation"], ["validation", "neither a data set"]),
+    (["own/model.pt", "--reference", "test"], ["--reference test", "my-pictures has no test images", "give a folder"]),
     (["text.pt"], ["text.pt", "model.pt"]),
     (["DDGAN/model.pt", "--steps", "2"], ["--steps 2", "DDGAN"]),
     (["images.npy", "--csv", "text.npy/fid.csv"], ["text.npy/fid.csv", "another"]),
@@ -534,6 +535,10 @@ def test_bad_input_is_one_line_that_names_the_way_out(folder, monkeypatch, capsy
     (folder / "text.npy").write_text("not an array")
     (folder / "text.pt").write_text("not a checkpoint")
     (folder / "foreign.csv").write_text("epoch,loss\n1,0.5\n")
+    own = torch.load(folder / "DDGAN" / "model.pt", weights_only=True)
+    own["args"]["data"] = "/home/me/my-pictures"
+    (folder / "own").mkdir()
+    torch.save(own, folder / "own" / "model.pt")
     if "cut.pth" in flags:
         (folder / "cut.pth").write_bytes(random_inception.read_bytes()[:1_000_000])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

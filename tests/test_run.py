@@ -164,6 +164,15 @@ def test_while_a_run_goes_on_no_other_can_write_into_its_folder(images):
         train_ddpm.main(flags)
 
 
+def test_what_cannot_be_resumed_is_told(images):
+    with pytest.raises(cli.BadInput, match="no run to resume: run/checkpoint.pt is not there; give the run's folder"):
+        train_ddpm.main(["--resume", "--out", "run"])
+    train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "run"])
+    with pytest.raises(cli.BadInput, match="--steps 1: the run in run/checkpoint.pt is for 2 already"):
+        train_ddpm.main(["--resume", "--steps", "1", "--out", "run"])
+    assert torch.equal(load("run").generate(2), load("run/model.pt").generate(2))  # a run's folder is its model
+
+
 def test_a_run_is_resumed_by_its_own_trainer_with_its_own_images(images):
     runpy.run_path(str(HOME / "experiments/ablation.py"))["main"]([
         *TINY, "--data", "grey.npy", "--steps", "2", "--predict", "x_0", "--out", "x_0"])
