@@ -129,6 +129,7 @@ def draw_line(axes, name, values, style="o-"):
     if values:
         means = np.array([statistics.fmean(found) for found in values.values()])
         bars = means - [min(found) for found in values.values()], [max(found) for found in values.values()] - means
+        bars = bars if any(len(found) > 1 for found in values.values()) else None
         axes.errorbar(list(values), means, yerr=bars, fmt=style, capsize=4, markersize=4, label=name)
 
 
