@@ -250,7 +250,7 @@ def check_outputs(*outputs, inputs=()):
 
 @contextlib.contextmanager
 def locked_folder(folder, wait=True):
-    """Hold the lock of a folder, made if missing, within the block: no other process is in a block for it.
+    """Lock a folder, made if missing, for the block: no other process can hold it meanwhile.
 
     wait=False: BlockingIOError if one is. The system's lock ends with the process. Without locks (Windows, some file
     systems) nothing is held.

@@ -59,7 +59,7 @@ def load(data="fashion-mnist", split="train", root="data", labels=False):
     if os.path.isdir(data):
         return load_folder(data)
     if not os.path.exists(data):
-        raise BadInput(f"{data} is neither a data set ({', '.join(DATA_SETS)}) nor a file or folder that is there")
+        raise BadInput(f"{data} is neither a data set ({', '.join(DATA_SETS)}) nor a file or folder that can be found")
     if Path(data).suffix.lower() in SUFFIXES:
         raise BadInput(f"{data} is one picture: give a folder of pictures")
     return load_npy(data)

@@ -91,7 +91,7 @@ def inception(weights):
 
 
 def load_features(name, inception_weights=None, device="cpu", dims=None):
-    """The Features called "fashion" or "inception", whose weights are downloaded once, 95 MB.
+    """The Features called "fashion" (shipped) or "inception" (downloaded once, 95 MB).
 
     dims: their number, a key of DIMS[name] (default: the last layer's).
 

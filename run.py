@@ -64,7 +64,7 @@ def parse(parser, argv, cpu, depends=lambda args: {}):
     typed = {name: value for name, value in typed.items() if value is not untyped}
     if typed.get("resume"):
         path = Path(typed.get("out", defaults["out"]), "checkpoint.pt")
-        if not path.exists():
+        if not os.path.exists(path):
             raise BadInput(f"no run to resume: {path} is not there; give the run's folder as --out, or no --resume")
         saved = read_checkpoint(path)["args"]
         foreign = saved.keys() - defaults.keys() - NO_FLAGS
@@ -123,7 +123,7 @@ class Run:
         sizes |= {name: saved["network"][name] for name in sizes if saved}
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
-        before = tuple(saved["shape"]) if saved else (C, H, W)
+        before = tuple(saved.get("shape", (C, H, W)))
         if before != (C, H, W):
             raise BadInput(f"--data {args.data}: its images are {C} x {H} x {W} now, and those of {self.path} were "
                            f"{' x '.join(map(str, before))}: give the images that it was begun with")

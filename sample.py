@@ -207,8 +207,7 @@ def main(argv=None):
     if args.out.lower().endswith(".gif") and not args.chain:
         raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
     if args.chain and args.npy:
-        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which shows one image: leave "
-                       "it out")
+        raise BadInput(f"--npy {args.npy} has no meaning with --chain, which writes its figure only: leave it out")
     if (args.edit is None) != (args.start is None):
         raise BadInput("--edit FILE and --from t belong together: give both, or neither")
     if args.npy and len({model.shape for model in models}) > 1:

@@ -123,7 +123,7 @@ def main(argv=None):
     flag, rate, weight = parser.add_argument, cli.number(float, above=0), cli.number(float, 0)
     # G at an eighth of D's rate, so that D leads from the start: at a quarter the kinds of garments lost their balance
     flag("--lr-g", type=rate, default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
-    flag("--lr-d", type=rate, default=8e-4, help="the same for D, constant; a D that falls behind G stays at chance")
+    flag("--lr-d", type=rate, default=8e-4, help="Adam's for D, constant; a D that falls behind G stays at chance")
     flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates and G minimises, section 2.4; "
          "with T it sets the defaults of --generator, --r1, --gp and --drift")
     flag("--generator", choices=list(GENERATOR_LOSSES), help="G's loss: its part of the bound, or the one that does "

@@ -92,10 +92,10 @@ def main(argv=None):
             shown = torch.cat([sketches[:, None], edited], dim=1)
             axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
             began = time.perf_counter()
-            made = model.generate(len(edits), edit=edits, progress=True, **how)
+            generated = model.generate(len(edits), edit=edits, progress=True, **how)
             seconds = (time.perf_counter() - began) / len(edits)
-            distance = (blocks(made) - blocks(edits)).square().mean().sqrt().item()
-            fid = frechet_distance(mu, sigma, *statistics_of(features, made))
+            distance = (blocks(generated) - blocks(edits)).square().mean().sqrt().item()
+            fid = frechet_distance(mu, sigma, *statistics_of(features, generated))
             nfe = model.sampler(**flags | steps, start=start)[1]
             axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
             axis.axis("off")

@@ -35,8 +35,8 @@ def main(argv=None):
         print_line(shares(model.generate(2000, **model.fast_sampler())), real, path)
 
 
-def print_line(made, real, name):
-    columns = [*made, (made - real).clamp(min=0).sum()]
+def print_line(generated, real, name):
+    columns = [*generated, (generated - real).clamp(min=0).sum()]
     print("".join(f"{100 * share:9.1f}" for share in columns) + f"  {name}", flush=True)
 
 

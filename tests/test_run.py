@@ -167,6 +167,8 @@ def test_while_a_run_goes_on_no_other_can_write_into_its_folder(images):
 def test_what_cannot_be_resumed_is_told(images):
     with pytest.raises(cli.BadInput, match="no run to resume: run/checkpoint.pt is not there; give the run's folder"):
         train_ddpm.main(["--resume", "--out", "run"])
+    with pytest.raises(cli.BadInput, match="no run to resume"):
+        train_ddpm.main(["--resume", "--out", "x" * 300])  # longer than a name may be
     train_ddpm.main([*TINY, "--data", "grey.npy", "--steps", "2", "--out", "run"])
     with pytest.raises(cli.BadInput, match="--steps 1: the run in run/checkpoint.pt is for 2 already"):
         train_ddpm.main(["--resume", "--steps", "1", "--out", "run"])
