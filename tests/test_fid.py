@@ -498,7 +498,7 @@ def test_plot_joins_all_step_counts_of_a_model_and_all_T_of_a_method(tmp_path):
     (["shape.npy"], ["shape.npy", "(1, 32, 32)", "(1, 28, 28)"]),
     (["text.npy"], ["text.npy", "uint8 (N, H, W)"]),
     (["cut.npy"], ["cut.npy", "uint8 (N, H, W)"]),
-    (["missing.npy"], ["missing.npy", "neither a data set", "that is there"]),
+    (["missing.npy"], ["missing.npy", "neither a data set", "can be found"]),
     (["three.npy", "--samples", "4"], ["three.npy", "3 images", "4 or more"]),
     (["images.npy", "--reference", "three.npy"], ["three.npy", "3 images", "4 or more"]),
     (["images.npy", "--plot", "images.npy"], ["images.npy", "written over"]),
