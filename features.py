@@ -196,10 +196,15 @@ def reference_statistics(features, images, folder):
     path = Path(folder, f"{features.label}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz")
     if os.path.exists(path):
         try:
-            with np.load(path, allow_pickle=False) as cache:  # whole, or else np.load raises
-                if str(cache["key"]) == key:
-                    return tuple(torch.from_numpy(cache[part]) for part in ("mu", "sigma", "neighbours"))
-            raise ValueError("another key")
+            with np.load(path, allow_pickle=False) as cache:
+                found = str(cache["key"])
+                mu, sigma, neighbours = (torch.from_numpy(cache[part]) for part in ("mu", "sigma", "neighbours"))
+            fits = found == key and mu.dtype == sigma.dtype == torch.float64 and sigma.shape == (*mu.shape, len(mu))
+            shape = min(NEIGHBOURS, len(images)), len(mu)
+            fits = fits and neighbours.dtype == torch.float32 and neighbours.shape == shape
+            if fits and all(part.isfinite().all() for part in (mu, sigma, neighbours)):
+                return mu, sigma, neighbours
+            raise ValueError("another key, shape or dtype, or not finite")
         except Exception as error:  # noqa: BLE001 - reading a damaged zip can raise nearly anything
             print(f"rebuilding {path}, no statistics of these images ({one_line(error)})", file=sys.stderr)
     shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # a file may be sorted

@@ -27,7 +27,7 @@ from cli import BadInput, number, one_line, write_atomically
 from data import DATA_SETS, label, save_figure, subplots
 from data import load as load_images
 from features import DIMS, INCEPTION, check_shape, extract, load_features, moments, reference_statistics
-from model import add_sampler_flags, load, sampler_flags
+from model import add_sampler_flags, load, model_path, sampler_flags
 
 # steps: network evaluations (NFE); seconds: for 1,000 images
 COLUMNS = ["name", "method", "T", "steps", "sampler", "features", "reference", "samples", "seed", "batch",
@@ -225,7 +225,7 @@ def score(args):
 
 def load_source(path, device):
     """The path, or that of the model.pt in a run's folder, and its Model or its uint8 images (N, C, H, W)."""
-    path = Path(path, "model.pt") if os.path.exists(os.path.join(path, "model.pt")) else Path(path)
+    path = model_path(path)
     images = os.path.isdir(path) or path.suffix.lower() == ".npy"
     return path, load_images(str(path)) if images else load(path, device)
 

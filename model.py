@@ -36,7 +36,7 @@ def load(path, device=None):
     device: by default the GPU if there is one. Raises BadInput for a file that is missing, damaged or not one of ours.
     """
     device = cli.default_device() if device is None else device
-    path = Path(path, "model.pt") if os.path.isdir(path) else path
+    path = model_path(path)
     saved = read_checkpoint(path, device)
     try:
         model = Model(saved["args"], device)
@@ -48,6 +48,12 @@ def load(path, device=None):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
     model.network.eval().requires_grad_(False)
     return model
+
+
+def model_path(path):
+    """The model.pt in a run's folder, or any other path as it is: a Path."""
+    inside = Path(path, "model.pt")
+    return inside if os.path.exists(inside) else Path(path)
 
 
 def read_checkpoint(path, device="cpu"):
@@ -75,6 +81,7 @@ class Model:
     """
 
     def __init__(self, args, device="cpu"):
+        args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}  # older files lack these
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape = tuple(args["shape"])
         self.z_dim, self.learned = args["network"].get("z_dim", 0), args["network"].get("learned", False)

@@ -263,13 +263,15 @@ def damage(path, how):
         path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     elif how == "empty":
         path.write_bytes(b"")
-    else:
+    else:  # another key, or values that no statistics have
         with np.load(path) as cache:
             kept = dict(cache)
-        np.savez(path, **kept | {"key": "another"})
+        kept |= {"foreign": {"key": "another"}, "NaN": {"mu": np.full(128, np.nan)}, "shape": {"sigma": np.eye(3)},
+                 "few": {"neighbours": np.zeros((3, 128), np.float32)}}[how]
+        np.savez(path, **kept)
 
 
-@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "of another key"])
+@pytest.mark.parametrize("how", ["truncated", "a bit flipped", "empty", "foreign", "NaN", "shape", "few"])
 def test_damaged_cache_is_rebuilt(tmp_path, capsys, how):
     network, images = features.load_features("fashion"), noise(20)
     mu, sigma, neighbours = features.reference_statistics(network, images, tmp_path)
