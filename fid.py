@@ -17,7 +17,6 @@ import csv
 import math
 import os
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ def frechet_distance(mu, sigma, mu_, sigma_):
 def bootstrap_spread(mu, sigma, generated, draws=10):
     """Standard deviation of frechet_distance(mu, sigma, ...) over bootstrap draws of the features generated (n, d)."""
     generator, n = torch.Generator().manual_seed(0), len(generated)
-    again = [generated[torch.randint(n, (n,), generator=generator)] for _ in range(draws)]  # with replacement
+    again = (generated[torch.randint(n, (n,), generator=generator)] for _ in range(draws))  # with replacement
     return statistics.stdev(frechet_distance(mu, sigma, *moments(features.split(1000))) for features in again)
 
 
@@ -208,9 +207,8 @@ def score(args):
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
                 row["sampler"] += " beta" if args.variance == "beta" else ""
-            start = time.perf_counter()
-            source = source.generate(max(counts), args.seed, args.batch, args.amp, progress=True, **flags[source])
-            row["seconds"] = f"{1000 * (time.perf_counter() - start) / max(counts):.3g}"
+            source, seconds = source.generate_timed(max(counts), args.seed, args.batch, args.amp, **flags[source])
+            row["seconds"] = f"{1000 * seconds / max(counts):.3g}"
         # (n, d) and (n, classes)
         generated, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
         for n in counts:

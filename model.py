@@ -5,7 +5,9 @@
 """
 
 import argparse
+import contextlib
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def load(path, device=None):
                        "again") from error
     if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
-    model.network.eval().requires_grad_(False)
+    model.network.eval()
     return model
 
 
@@ -96,8 +98,8 @@ class Model:
 
     def autocast(self, amp=None):
         """bfloat16 autocast, if amp; by default where the hardware has it, unless trained with --no-amp."""
-        amp = self.args.get("amp") if amp is None else amp
-        amp = computes_in_bf16(self.device) if amp is None else amp
+        if amp is None:
+            amp = self.args.get("amp") is not False and computes_in_bf16(self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=amp)
 
     def eps_theta(self, x_t, t):
@@ -135,7 +137,8 @@ class Model:
                 if value is not None:
                     raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} "
                                    "steps: leave it out")
-            return lambda x_t: self.diffusion.strided(start, start).ddgan(self.network, x_t, self.z_dim), start
+            process = self.diffusion.strided(start, start)
+            return lambda x_t: process.ddgan(self.network, x_t, self.z_dim), start
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
         if variance is not None and sampler == "ddim":
@@ -166,11 +169,9 @@ class Model:
         start = sampler_arguments.get("start") or self.T
         if edit is None and start < self.T:
             raise BadInput(f"--from {start} needs an --edit FILE to begin from: x_{start} is not pure noise")
-        devices = [self.device] if self.device.type == "cuda" else []
         images = []
         bar = tqdm(total=n, unit="img", disable=not progress)
-        with bar, torch.random.fork_rng(devices), self.autocast(amp):
-            torch.manual_seed(seed)
+        with bar, seeded(seed), self.autocast(amp):
             for first in range(0, n, batch):
                 x_t = torch.randn(min(batch, n - first), *self.shape, device=self.device)
                 if edit is not None:
@@ -184,12 +185,32 @@ class Model:
                 bar.update(len(x_t))
         return torch.cat(images)
 
+    def generate_timed(self, n, seed, batch, amp=None, edit=None, **sampler_arguments):
+        """What generate draws, with its progress shown, and the seconds that it took: (images, float).
+
+        On a GPU a first batch is drawn before, for that one loads the GPU's libraries.
+        """
+        if self.device.type == "cuda":
+            few = min(n, batch)
+            self.generate(few, seed, batch, amp, edit=None if edit is None else edit[:few], **sampler_arguments)
+        start = time.perf_counter()
+        images = self.generate(n, seed, batch, amp, progress=True, edit=edit, **sampler_arguments)
+        return images, time.perf_counter() - start
+
     @torch.no_grad()
     def predict_x_0(self, x_t, t):
         """x_0 as it is predicted from x_t at once, (B, ...): a DDPM's mean, else G(x_t, z, t) with a z for each."""
         if self.method == "DDPM":
             return self.diffusion.x_0_from_eps(x_t, self.eps_theta(x_t, t), t).clamp(-1, 1)
         return self.network(x_t, torch.randn(len(x_t), self.z_dim, device=x_t.device), t)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Within the block torch's random numbers follow from seed; after it the caller's go on as if nothing had been."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds all devices
+        torch.manual_seed(seed)
+        yield
 
 
 def split_v(output, x_t):

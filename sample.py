@@ -16,7 +16,6 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 # isort: split
 import io
 import math
-import time
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ import torch
 from cli import BadInput, number, one_line, write_atomically
 from data import image_grid, label, normalize, opaque, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from model import add_sampler_flags, load, sampler_flags
+from model import add_sampler_flags, load, sampler_flags, seeded
 
 
 def denoise(model, x_0, s, draws, seed=0):
@@ -35,9 +34,7 @@ def denoise(model, x_0, s, draws, seed=0):
     if abs(s * model.T - round(s * model.T)) > 1e-6 or round(s * model.T) < 1:  # 0.29 * 100 is 28.999999999999996
         raise BadInput(f"--denoise {s}: this {model.method} has T = {model.T} steps, choose a multiple of 1/{model.T}")
     t = torch.full((len(x_0) * draws,), round(s * model.T), device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with seeded(seed):
         eps = torch.randn(x_0.shape)  # on the CPU, so that every model gets the same
         x_t = model.diffusion.q_sample(normalize(x_0).to(model.device), t[:len(x_0)], eps.to(model.device))
         x_0 = model.predict_x_0(x_t.repeat_interleave(draws, dim=0), t)  # (n draws, C, H, W)
@@ -223,11 +220,9 @@ def main(argv=None):
     rows, report = [], []
     names = names_of(args, models, evaluations)
     for path, name, model, arguments, nfe, edit in zip(args.checkpoints, names, models, flags, evaluations, edits):
-        start = time.perf_counter()
-        images = model.generate(args.n, args.seed, args.batch, args.amp, progress=True, edit=edit, **arguments)
-        rate = args.n / (time.perf_counter() - start)
-        report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {rate:.1f} images/s on "
-                      f"{args.device} (seed {args.seed}, batch {args.batch})")
+        images, seconds = model.generate_timed(args.n, args.seed, args.batch, args.amp, edit, **arguments)
+        report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {args.n / seconds:.1f} "
+                      f"images/s on {args.device} (seed {args.seed}, batch {args.batch})")
         rows.append((name, images))
     if args.npy:
         with write_atomically(args.npy) as temporary, open(temporary, "wb") as file:

@@ -16,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli  # before torch, so that Ctrl-C is quiet from here on
 
 # isort: split
-import time
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -91,15 +89,13 @@ def main(argv=None):
             edited = model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))
             shown = torch.cat([sketches[:, None], edited], dim=1)
             axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
-            began = time.perf_counter()
-            generated = model.generate(len(edits), edit=edits, progress=True, **how)
-            seconds = (time.perf_counter() - began) / len(edits)
+            generated, seconds = model.generate_timed(len(edits), edit=edits, **how)
             distance = (blocks(generated) - blocks(edits)).square().mean().sqrt().item()
             fid = frechet_distance(mu, sigma, *statistics_of(features, generated))
             nfe = model.sampler(**flags | steps, start=start)[1]
             axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
             axis.axis("off")
-            print(f"{path:30} {start:5} {nfe:5} {distance:9.1f} {fid:7.2f} {seconds:8.4f}", flush=True)
+            print(f"{path:30} {start:5} {nfe:5} {distance:9.1f} {fid:7.2f} {seconds / len(edits):8.4f}", flush=True)
     save_figure(figure, args.out)
     print(f"wrote {args.out}")
 

@@ -32,7 +32,8 @@ from fid import read_csv
 from sample import save_rows
 
 COMPARED = ["js", "hellinger", "reverse-kl", "total-variation", "wasserstein"]  # the paper's
-STEPS = 6000
+STEPS = 6000  # of a DDGAN
+DDPM_STEPS = 7000
 
 
 def ddgan(objective, T, steps=STEPS, seed=0):
@@ -44,7 +45,8 @@ def ddgan(objective, T, steps=STEPS, seed=0):
 
 def ddpm(T):
     """The same for a DDPM, which draws with all its T steps."""
-    return f"ddpm-{T}", (["train_ddpm.py", "--T", str(T)], ["2000", "10000"] if T <= 100 else ["2000"])
+    return f"ddpm-{T}", (["train_ddpm.py", "--T", str(T), "--steps", str(DDPM_STEPS)],
+                          ["2000", "10000"] if T <= 100 else ["2000"])
 
 
 ALL_T = {"ddpm": (10, 20, 50, 100, 200, 500, 1000), **dict.fromkeys(COMPARED, (1, 2, 4, 6, 8, 10))}

@@ -267,6 +267,29 @@ def test_in_a_notebook_images_are_uint8_and_a_trainer_leaves_its_arguments_alone
     assert sys.argv is argv and os.path.exists("run/model.pt")
 
 
+def test_drawing_images_leaves_the_callers_random_numbers_as_they_were():
+    model = load(HOME / "weights/ddgan.pt")
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first, seconds = model.generate_timed(2, seed=5, batch=2)
+    assert torch.equal(torch.rand(3), expected) and seconds > 0
+    assert torch.equal(first, model.generate(2, seed=5)) and not torch.equal(first, model.generate(2, seed=6))
+
+
+def test_a_model_samples_in_bfloat16_where_the_hardware_has_it_unless_it_was_trained_without(monkeypatch):
+    model = load(HOME / "weights/ddgan.pt")
+    for trained_with in (None, True, False):
+        model.args["amp"] = trained_with
+        for hardware in (True, False):
+            monkeypatch.setattr("model.computes_in_bf16", lambda device, found=hardware: found)
+            with model.autocast():
+                assert torch.is_autocast_enabled("cpu") == (hardware and trained_with is not False)
+            for asked in (True, False):
+                with model.autocast(asked):
+                    assert torch.is_autocast_enabled("cpu") == asked
+
+
 def test_a_loop_of_ones_own_has_batches_and_a_log_of_means_and_is_warned_of_a_d_at_chance(images, capsys):
     flags = [*TINY, "--data", "grey.npy", "--steps", "4", "--every", "2"]
     run = Run("DDPM", parse(training_parser("A trainer.", T=2, out="mine"), flags, cpu={}))

@@ -36,8 +36,8 @@ def test_the_runs_are_those_of_the_figures():
         expected |= {f"{objective}-{T}-seed{seed}": ("train_ddgan.py", objective, T, 6000, seed, ["10000"])
                      for T in (4, 10) for seed in (1, 2)}
     expected |= {f"js-{T}-steps{1500 * T}": ("train_ddgan.py", "js", T, 1500 * T, 0, ["10000"]) for T in (1, 2, 10)}
-    expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, None, 0, ["2000", "10000"]) for T in (10, 20, 50, 100)}
-    expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, None, 0, ["2000"]) for T in (200, 500, 1000)}
+    expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, 7000, 0, ["2000", "10000"]) for T in (10, 20, 50, 100)}
+    expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, 7000, 0, ["2000"]) for T in (200, 500, 1000)}
     found = {}
     for name, ((script, *flags), counts) in sweep.RUNS.items():
         value = dict(zip(flags[::2], flags[1::2]))
