@@ -1,16 +1,23 @@
 """On CUDA without a GPU: torch's FakeTensorMode raises where tensors of two devices meet or a value is waited for."""
 
+import sys
+
 import pytest
 import torch
+from conftest import HOME
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train_ddgan
 import train_ddpm
 import train_siddm
+from data import normalize, random_batch
 from diffusion import SCHEDULES, Diffusion
 from losses import GENERATOR_LOSSES, OBJECTIVES, decoder_nll, gradient_penalty, prior_kl, r1_penalty, weighted_loss
-from model import Model
+from model import PREDICTIONS, Model
 from unet import Critic, Discriminator, Generator, UNet
+
+sys.path.insert(0, str(HOME / "experiments"))
+import ablation
 
 SIZES = {"width": 8, "mult": (1, 2), "blocks": 1, "fold": 2}
 
@@ -72,16 +79,29 @@ def test_a_step_of_the_ddpm_keeps_to_its_device(fake, amp):
 @pytest.mark.parametrize("generator_loss", GENERATOR_LOSSES.values())
 def test_a_step_of_every_objective_keeps_to_its_device(fake, name, generator_loss):
     for T in (1, 4):
-        G, D = fake(Generator, z_dim=8), fake(Discriminator)
+        G, D = fake(Generator, z_dim=8), fake(Discriminator, reg=True)
         assert on_the_gpu(train_ddgan.train_step(
             G, D, Optimizer(), Optimizer(), x_0(), Diffusion(T, device="cuda"), 8, OBJECTIVES[name], generator_loss,
-            r1=1.0, gp=1.0, drift=1.0, amp=True))
+            r1=1.0, gp=1.0, drift=1.0, reg=1.0, energy=1.0, amp=True))
 
 
 def test_a_step_of_siddm_keeps_to_its_device(fake):
     diffusion = Diffusion(4, "cosine", device="cuda")
     assert on_the_gpu(train_siddm.train_step(
         fake(Generator, z_dim=8), fake(Critic), Optimizer(), Optimizer(), x_0(), diffusion, 8))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_batch_keeps_to_its_device(fake, mixed):
+    images = torch.empty(9, 3, 28, 28, dtype=torch.uint8, device="cuda")
+    assert on_the_gpu([normalize(random_batch(images, 4, mixed))])
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("loss", ["simple", "weighted", "bound"])
+def test_a_step_of_the_ablation_keeps_to_its_device(fake, predict, loss):
+    network, diffusion = fake(UNet, learned=loss == "bound"), Diffusion(4, device="cuda")
+    assert on_the_gpu(ablation.train_step(network, Optimizer(), x_0(), diffusion, predict, loss, amp=True))
 
 
 def test_penalties_and_the_bounds_terms_keep_to_their_device(fake):
