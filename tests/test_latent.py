@@ -12,9 +12,11 @@ import torch
 from conftest import HOME, needs_data
 
 import toy
+from data import load as load_images
+from data import normalize
 from diffusion import Diffusion
 from losses import energy_score
-from train_ddgan import train_step
+from train_ddgan import RECIPES, recipe, train_step
 
 latent = runpy.run_path(str(HOME / "experiments/latent.py"))
 
@@ -36,6 +38,19 @@ def test_the_exact_share_is_that_of_bayes_rule_for_two_points():
         x_0 = images[torch.randint(1000, (4000,))]
         # 4,000 x_t, var(N) by N - 1
         assert latent["exact_share"](x_0, images, t, diffusion) == pytest.approx(expected, abs=0.03)
+
+
+@needs_data
+def test_beyond_four_steps_r1_falls_as_what_is_unknown_of_x_0_at_the_first_two_steps():
+    images, test = (normalize(load_images("fashion-mnist", split, HOME / "data")) for split in ("train", "test"))
+    x_0, four = test[:200], Diffusion(4)
+    for T in (6, 8, 10):
+        r1 = recipe("js", T)["r1"] / recipe("js", 4)["r1"]
+        first, second = (latent["exact_share"](x_0, images, t, Diffusion(T))
+                         / latent["exact_share"](x_0, images, t, four) for t in (1, 2))
+        assert second / 1.5 < r1 < first * 1.5  # 200 x_t; 1/T^3 is between what the two do
+    assert recipe("js", 4)["r1"] == recipe("js", 2)["r1"] == RECIPES["js"]["r1"]
+    assert recipe("wasserstein", 10)["r1"] == 0
 
 
 def test_in_a_row_only_z_differs():
