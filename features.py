@@ -149,8 +149,7 @@ def extract(features, images, batch=100):
     """
     device = next(features.network.parameters()).device
     for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # all digits of float32, as on a CPU
-            h = features.network[:features.layers](normalize(chunk.to(device)))
+        h = features.network[:features.layers](normalize(chunk.to(device)))
         yield h.flatten(2).mean(2) if h.dim() == 4 else h, features.network[features.layers:](h)
 
 

@@ -48,7 +48,7 @@ def load(path, device=None):
                        "again") from error
     if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
-    model.network.eval()
+    model.network.eval()  # its weights still require gradients: autocast keeps casts of such only
     return model
 
 
@@ -188,7 +188,7 @@ class Model:
     def generate_timed(self, n, seed, batch, amp=None, edit=None, **sampler_arguments):
         """What generate draws, with its progress shown, and the seconds that it took: (images, float).
 
-        On a GPU a first batch is drawn before, for that one loads the GPU's libraries.
+        On a GPU the first batch is drawn once before, untimed and unshown: it loads the GPU's libraries.
         """
         if self.device.type == "cuda":
             few = min(n, batch)
@@ -208,7 +208,8 @@ class Model:
 @contextlib.contextmanager
 def seeded(seed):
     """Within the block torch's random numbers follow from seed; after it the caller's go on as if nothing had been."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds all devices
+    # manual_seed seeds all GPUs; to fork where none is in use would start CUDA
+    with torch.random.fork_rng(range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)):
         torch.manual_seed(seed)
         yield
 

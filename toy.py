@@ -127,7 +127,7 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
         D = Critic(T) if method == "siddm" else Discriminator(T)
         optimizer_D = torch.optim.Adam(D.parameters(), lr=lr_d or LR_D[method], betas=BETAS, fused=True)
         schedulers.append(CosineAnnealingLR(optimizer_D, steps))
-    recipe = train_ddgan.recipe(objective, 4)  # T = 4 for every T: FEW_STEPS_R1 is for images
+    recipe = train_ddgan.recipe(objective, 4)  # T = 4 for every T: its R1 of other T is for images
     r1 = (R1 if recipe["r1"] else 0.0) if r1 is None else r1
     ema = MovingAverage(network, decay=0.999)
     for step in tqdm(range(steps), leave=False, disable=None, desc=f"{method}, T = {T}, seed {seed}"):

@@ -267,6 +267,7 @@ def main(argv=None):
             print(f"{library} is not installed: not compared")
 
     print(f"\n{'sampling':58s} GFLOP/im  images/s   GFLOP/s of product")
+    torch.backends.cudnn.benchmark = False  # as in sampling
     diffusion = Diffusion(4, device=args.device)
     for name in reversed(PRESETS):
         denoiser = UNet(**preset(name)).to(args.device)

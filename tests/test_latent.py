@@ -16,7 +16,7 @@ from data import load as load_images
 from data import normalize
 from diffusion import Diffusion
 from losses import energy_score
-from train_ddgan import RECIPES, recipe, train_step
+from train_ddgan import recipe, train_step
 
 latent = runpy.run_path(str(HOME / "experiments/latent.py"))
 
@@ -43,14 +43,11 @@ def test_the_exact_share_is_that_of_bayes_rule_for_two_points():
 @needs_data
 def test_beyond_four_steps_r1_falls_as_what_is_unknown_of_x_0_at_the_first_two_steps():
     images, test = (normalize(load_images("fashion-mnist", split, HOME / "data")) for split in ("train", "test"))
-    x_0, four = test[:200], Diffusion(4)
-    for T in (6, 8, 10):
-        r1 = recipe("js", T)["r1"] / recipe("js", 4)["r1"]
-        first, second = (latent["exact_share"](x_0, images, t, Diffusion(T))
-                         / latent["exact_share"](x_0, images, t, four) for t in (1, 2))
-        assert second / 1.5 < r1 < first * 1.5  # 200 x_t; 1/T^3 is between what the two do
-    assert recipe("js", 4)["r1"] == recipe("js", 2)["r1"] == RECIPES["js"]["r1"]
-    assert recipe("wasserstein", 10)["r1"] == 0
+    unknown = {T: [latent["exact_share"](test[:200], images, t, Diffusion(T)) for t in (1, 2)] for T in (4, 6, 10)}
+    for T in (6, 10):
+        first, second = (share / of_4 for share, of_4 in zip(unknown[T], unknown[4]))
+        # 200 x_t; 1/T^3 is between what the two do
+        assert second / 1.25 < recipe("js", T)["r1"] / recipe("js", 4)["r1"] < first * 1.25
 
 
 def test_in_a_row_only_z_differs():

@@ -268,7 +268,7 @@ def test_in_a_notebook_images_are_uint8_and_a_trainer_leaves_its_arguments_alone
 
 
 def test_drawing_images_leaves_the_callers_random_numbers_as_they_were():
-    model = load(HOME / "weights/ddgan.pt")
+    model = load(HOME / "weights/ddgan.pt", "cpu")
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -277,8 +277,19 @@ def test_drawing_images_leaves_the_callers_random_numbers_as_they_were():
     assert torch.equal(first, model.generate(2, seed=5)) and not torch.equal(first, model.generate(2, seed=6))
 
 
+def test_on_a_gpu_the_first_batch_is_drawn_before_the_clock_starts(monkeypatch):
+    model, drawn = load(HOME / "weights/ddgan.pt", "cpu"), []
+    monkeypatch.setattr(model, "generate", lambda n, *args, **flags: drawn.append((n, len(flags["edit"]))))
+    edit = torch.zeros(9, 1, 28, 28, dtype=torch.uint8)
+    model.generate_timed(9, 0, 4, edit=edit)
+    monkeypatch.setattr(model, "device", torch.device("cuda"))
+    model.generate_timed(9, 0, 4, edit=edit)
+    assert drawn == [(9, 9), (4, 4), (9, 9)]
+
+
 def test_a_model_samples_in_bfloat16_where_the_hardware_has_it_unless_it_was_trained_without(monkeypatch):
-    model = load(HOME / "weights/ddgan.pt")
+    model = load(HOME / "weights/ddgan.pt", "cpu")
+    assert all(weight.requires_grad for weight in model.network.parameters())  # else autocast casts them at every call
     for trained_with in (None, True, False):
         model.args["amp"] = trained_with
         for hardware in (True, False):
