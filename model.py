@@ -48,7 +48,7 @@ def load(path, device=None):
                        "again") from error
     if not all(weight.isfinite().all() for weight in model.network.state_dict().values()):
         raise BadInput(f"{path} has weights that are NaN or infinite: its training diverged; use an earlier checkpoint")
-    model.network.eval()  # its weights still require gradients: autocast keeps casts of such only
+    model.network.eval()  # not requires_grad_(False): autocast caches the casts only of what requires gradients
     return model
 
 
@@ -83,7 +83,6 @@ class Model:
     """
 
     def __init__(self, args, device="cpu"):
-        args = {"data": "fashion-mnist", "shape": (1, 28, 28), **args}  # older files lack these
         self.args, self.method, self.T, self.device = args, args["method"], args["T"], torch.device(device)
         self.shape = tuple(args["shape"])
         self.z_dim, self.learned = args["network"].get("z_dim", 0), args["network"].get("learned", False)

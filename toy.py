@@ -112,7 +112,7 @@ class Critic(MLP):
 # -- training and sampling ------------------------------------------------------------------------------------
 
 LR, BETAS, R1 = 2e-3, (0.5, 0.99), 0.005  # ours, as are the schedule and the next: RESULTS.md, "25 Gaussians"
-LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # Xu et al., too, have lr_D at half of lr_G
+LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # siddm's: half of lr_G, as Xu et al. for images
 
 
 def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy=0.0, afd=1.0, reg=1.0, z_dim=8,

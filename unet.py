@@ -18,7 +18,7 @@ from torch import nn
 
 # The paper names no sizes. fold = 2 turns 2 x 2 pixels into channels, which saves three quarters of the operations.
 PRESETS = {
-    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: as Ho et al.'s for CIFAR-10, half as wide
+    "gpu": {"width": 64, "mult": (1, 2, 4), "blocks": 2, "fold": 1},  # ours: half Ho et al.'s width for CIFAR-10
     "cpu": {"width": 48, "mult": (1, 2), "blocks": 1, "fold": 2},  # ours: up to an hour on one core
 }
 

@@ -4,7 +4,8 @@
     python experiments/latent.py runs/z0/model.pt weights/ddgan.pt --figure figures/latent.png
 
 For each t: the share of the variance of G(x_t, z, t) over x_t and z that remains when x_t is held fixed; beside it the
-same share for x_0 ~ q(x_0 | x_t), exactly, over the training images. p_theta(x_{t-1} | x_t) of eq. (10) can only be
+same share for x_0 ~ q(x_0 | x_t), were x_0 one of the training images, and how far the mean of that q is from x_0
+itself. Where these two agree there are images enough to know the truth. p_theta(x_{t-1} | x_t) of eq. (10) can only be
 multimodal where the first is not 0. Last: the share of the variance of final samples that remains when x_T and the
 noise of every posterior are fixed.
 """
@@ -30,10 +31,11 @@ def share_within(draws):
     return (within / total).item()
 
 
-def exact_share(x_0, images, t, diffusion):
-    """The share of E[Var(x_0 | x_t)] in Var(x_0) if x_0 is one of the images (N, ...): a float.
+def shares_over_images(x_0, images, t, diffusion):
+    """Shares of Var(x_0), by one x_t from each of x_0 (n, ...), if x_0 is one of the images (N, ...): two floats.
 
-    By one x_t from each of x_0 (n, ...).
+    E[Var(x_0 | x_t)], and E||x_0 - E[x_0 | x_t]||^2 with the x_0 that were given. The two are equal if those are
+    indeed some of the images. For others the second is larger where the images lie too far apart to know q(x_0 | x_t).
     """
     x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t, device=x_0.device)).flatten(1)
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]
@@ -43,7 +45,9 @@ def exact_share(x_0, images, t, diffusion):
     weights = torch.softmax(log_q.double(), dim=1).float()  # a constant for each row falls out
     mean = weights @ images  # E[x_0 | x_t], (n, D)
     within = (weights @ images.square() - mean.square()).mean(0).sum()
-    return (within / images.var(dim=0).sum()).item()
+    error = (x_0.flatten(1) - mean).square().mean(0).sum()
+    total = images.var(dim=0).sum()
+    return (within / total).item(), (error / total).item()
 
 
 def predictions(model, x_0, t, draws):
@@ -117,10 +121,11 @@ def main(argv=None):
         torch.manual_seed(args.seed)
         print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, "
               f"seed {args.seed}")
-        print(f"  {'t':>3}{'share of z':>14}{'exact q(x_0 | x_t)':>22}")
+        print(f"  {'t':>3}{'share of z':>14}{'q(x_0 | x_t) over the images':>32}{'error of its mean':>21}")
         for t in range(1, model.T + 1):
             share = share_within(predictions(model, x_0, t, args.draws)[1])
-            print(f"  {t:3}{100 * share:12.2f} %{100 * exact_share(x_0, train, t, model.diffusion):20.2f} %")
+            spread, error = shares_over_images(x_0, train, t, model.diffusion)
+            print(f"  {t:3}{100 * share:12.2f} %{100 * spread:30.2f} %{100 * error:19.2f} %")
         share = share_within(samples_of_z(model, len(x_0), args.draws))
         print(f"  of the final samples' variance, x_T and noise fixed: {100 * share:.1f} %", flush=True)
     if args.figure:
