@@ -92,7 +92,7 @@ def print_steps(results):
 
 
 def print_rates(results, path):
-    """The share of each objective's runs that do not fail; and, as a figure, the same for each pair of rates."""
+    """The share of each objective's runs that do not fail, and their numbers; as a figure, that of each pair of rates."""
     figure, axes = subplots(1, len(COMPARED), figsize=(2.4 * len(COMPARED), 2.8), layout="constrained")
 
     def found(objective, *rates):
@@ -102,7 +102,8 @@ def print_rates(results, path):
         cells = [[found(objective, lr_g, lr_d) for lr_d in LR_D] for lr_g in LR_G]
         rows = [row for line in cells for cell in line for row in cell]
         share = 1 - sum(map(failed, rows)) / len(rows) if rows else float("nan")
-        print(f"{objective:16} {100 * share:5.1f} % of {len(rows)} runs work")
+        working = [sum(not failed(row) for row in rows if row["seed"] == seed) for seed in range(3)]
+        print(f"{objective:16} {100 * share:5.1f} % of {len(rows)} runs work, by seed {', '.join(map(str, working))}")
         works = [[1 - sum(map(failed, cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
         axis.imshow(works, vmin=0, vmax=1, origin="lower")
         axis.set(title=f"{objective}: {100 * share:.0f} %", xlabel="lr_D",

@@ -59,7 +59,7 @@ def test_the_table_has_the_median_the_range_and_the_failed_runs_and_the_map_the_
     # T = 4 is in both tables
     assert sum(line.startswith("js") and "3.00 (1.00-8.00), 2/3" in line for line in lines) == 2
     claims.main(["rates", "--draw", "--csv", str(tmp_path / "c.csv")])
-    assert "hellinger         50.0 % of 32 runs work" in capsys.readouterr().out
+    assert "hellinger         50.0 % of 32 runs work, by seed 8, 8, 0" in capsys.readouterr().out
     assert (tmp_path / "stability.png").read_bytes()[:4] == b"\x89PNG"
 
 
