@@ -92,7 +92,7 @@ def print_steps(results):
 
 
 def print_rates(results, path):
-    """The share of each objective's runs that do not fail, and their numbers; as a figure, that of each pair of rates."""
+    """The share of each objective's runs that do not fail; as a figure, that of each pair of rates."""
     figure, axes = subplots(1, len(COMPARED), figsize=(2.4 * len(COMPARED), 2.8), layout="constrained")
 
     def found(objective, *rates):
