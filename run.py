@@ -120,6 +120,7 @@ class Run:
         if args.width and args.width % 8:
             raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
         sizes = preset(args.preset, args.width)
+        sizes |= {name: saved["network"][name] for name in sizes if saved}  # PRESETS may have been edited since
         self.images = load(args.data, "train", args.root)  # uint8 (N, C, H, W)
         C, H, W = self.images.shape[1:]
         before = tuple(saved.get("shape", (C, H, W)))

@@ -34,8 +34,8 @@ def share_within(draws):
 def shares_over_images(x_0, images, t, diffusion):
     """Shares of Var(x_0), by one x_t from each of x_0 (n, ...), if x_0 is one of the images (N, ...): two floats.
 
-    E[Var(x_0 | x_t)], and E||x_0 - E[x_0 | x_t]||^2 with the x_0 that were given. The two are equal if those are
-    indeed some of the images. For others the second is larger where the images lie too far apart to know q(x_0 | x_t).
+    E[Var(x_0 | x_t)], and E||x_0 - E[x_0 | x_t]||^2 with the x_0 that were given. On average the two are equal if
+    those are some of the images. For others the second is larger where the images are too far apart to know q.
     """
     x_t = diffusion.q_sample(x_0, torch.full((len(x_0),), t, device=x_0.device)).flatten(1)
     alpha_bar, variance = diffusion.alpha_bar[t], diffusion.one_minus_alpha_bar[t]

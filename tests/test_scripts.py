@@ -375,8 +375,9 @@ def test_the_regulariser_makes_ddgans_discriminator_denoise_the_real_images(tmp_
     ("js", 10, 0.0064),
     ("wasserstein", 2, 0),
     ("wasserstein", 10, 0)])
-def test_few_and_many_steps_have_a_penalty_of_their_own(objective, T, r1):
-    assert train_ddgan.recipe(objective, T)["r1"] == r1
+def test_few_and_many_steps_have_a_penalty_of_their_own(objective, T, r1, tmp_path, run):
+    assert run("train_ddgan.py", *TINY, "--T", T, "--objective", objective, "--steps", "2", "--out", tmp_path)[0] == 0
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["args"]["r1"] == r1
 
 
 @pytest.mark.parametrize(("flags", "r1"), [((), 0.5), (("--r1", "0.03"), 0.03), (("--objective", "wasserstein"), 0)])
