@@ -1,7 +1,7 @@
 """The kinds of garments among samples, as the fashion classifier sees them: python experiments/shares.py MODEL ...
 
-A line for each model and one for the test set, in percent: the ten kinds, and how many would have to be of another kind
-for the shares to be the test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps.
+A line for each model, in percent: the ten kinds, and how many would have to be of another kind for the shares to be the
+test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps. As many training images say what of that is chance.
 """
 
 import sys
@@ -16,6 +16,8 @@ from data import load as load_images
 from features import KINDS, check_shape, kinds
 from model import load
 
+SAMPLES = 2000
+
 
 def shares(images):
     """The share of each kind among uint8 images (N, 1, 28, 28): (10,)."""
@@ -29,10 +31,12 @@ def main(argv=None):
     for model in models.values():
         check_shape("fashion", model.shape)
     real = shares(load_images("fashion-mnist", "test", HOME / "data"))
+    training = load_images("fashion-mnist", "train", HOME / "data")
     print("".join(f"{kind:>9}" for kind in [*KINDS, "off"]))
     print_line(real, real, "test set")
+    print_line(shares(training[:SAMPLES]), real, f"{SAMPLES} training images")
     for path, model in models.items():
-        print_line(shares(model.generate(2000, **model.fast_sampler())), real, path)
+        print_line(shares(model.generate(SAMPLES, **model.fast_sampler())), real, path)
 
 
 def print_line(generated, real, name):
