@@ -210,10 +210,10 @@ def unpack(packed, path):
 
 
 @contextlib.contextmanager
-def network_timeout(seconds=20):
+def network_timeout():
     """Downloads by torchvision and torch.hub set no timeout: behind a silent firewall they would wait for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(20)  # seconds
     try:
         yield
     finally:
@@ -289,10 +289,10 @@ def image_grid(images, columns):
     return grid.permute(1, 2, 0).numpy()
 
 
-def save_grid(images, path, columns=8):
-    """Write uint8 images (N, C, H, W) as one PNG of `columns` columns, each pixel twice as wide and high."""
+def save_grid(images, path):
+    """Write uint8 images (N, C, H, W) as one PNG of eight columns, each pixel twice as wide and high."""
     from PIL import Image
 
-    grid = Image.fromarray(image_grid(images, columns))
+    grid = Image.fromarray(image_grid(images, columns=8))
     with write_atomically(path) as temporary:
         grid.resize((2 * grid.width, 2 * grid.height), resample=0).save(temporary, "PNG")

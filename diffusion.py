@@ -6,7 +6,6 @@ Nothing here knows the shape of the data: images (B, C, H, W) and 2-D points (B,
 """
 
 import math
-from itertools import pairwise
 
 import torch
 
@@ -14,7 +13,7 @@ import torch
 def vp_schedule(s):
     """alpha_bar(s) of the variance-preserving diffusion, s = t/T in [0, 1] (Song et al. 2021, eq. (33)).
 
-    One schedule for every T: at T = 1000 it is DDPM's linear beta = 1e-4..0.02, at T = 4 it is DDGAN's.
+    One schedule for every T: at T = 1000 very nearly DDPM's linear beta = 1e-4..0.02, at T = 4 very nearly DDGAN's.
     """
     beta_min, beta_max = 0.1, 20.0  # Song et al. 2021, appendix C; DDGAN's reference code uses the same two
     return torch.exp(-beta_min * s - (beta_max - beta_min) * s**2 / 2)
@@ -24,14 +23,14 @@ def cosine_schedule(s):
     """alpha_bar(s) of the cosine schedule, s = t/T in [0, 1] (Nichol and Dhariwal 2021, eq. (17)), mixed with 4e-5.
 
     As printed it ends at alpha_bar_T = 0, and the last step would divide by alpha_T = 0: the network's error there,
-    times 1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is what "vp" leaves of x_0, too.
+    times 1/sqrt(alpha_T), would begin the chain too wide. 4e-5 is about alpha_bar_T of "vp".
     """
     f, f_0 = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     return 4e-5 + (1 - 4e-5) * f / f_0
 
 
 def slow_cosine_schedule(s):
-    """The cosine schedule at s^1.5: ours, smaller first steps for data finer than their spread (toy.py)."""
+    """The cosine schedule at s^1.5: ours. Its first steps are smaller, for data with detail finer than their spread."""
     return cosine_schedule(s**1.5)
 
 
@@ -49,7 +48,7 @@ class Diffusion:
     Arguments: the number of steps T >= 1 and the name of a schedule, a key of SCHEDULES.
     Tables (T+1,), float32, built in float64: beta, alpha, alpha_bar, one_minus_alpha_bar, beta_tilde (the posterior's
     variance), mean_x_0 and mean_x_t (the coefficients of its mean); tau (int64), the times that networks are told.
-    All methods take int64 t of shape (B,) with values 1..T and tensors of shape (B, ...).
+    All methods take int64 t of shape (B,) with values 1..T (q_sample also 0) and tensors of shape (B, ...).
     Raises ValueError for T < 1 and for an unknown schedule.
     """
 
@@ -80,24 +79,17 @@ class Diffusion:
         self.beta_tilde = table(math.nan, beta_tilde)
         self.mean_x_0, self.mean_x_t = table(math.nan, mean_x_0), table(math.nan, mean_x_t)
 
-    def strided(self, tau, end=None):
-        """The same process seen only at a sub-sequence of its steps: what few-step samplers run on.
+    def strided(self, S, end=None):
+        """The same process seen at S of its times only, spread evenly over 1..end: what few-step samplers run on.
 
-        tau is the number of steps S (spread evenly over 1..end) or the increasing times themselves, the last of them
-        `end`, by default T: a sampler of the result begins there. Returns a Diffusion of S steps whose tables come from
-        alpha_bar[tau]; its `tau` holds the original times, which the networks were trained on. Raises ValueError for
-        what is no sub-sequence.
+        A sampler of the result begins at end, by default T. Returns a Diffusion of S steps whose tables come from
+        alpha_bar[tau] (Song, Meng, Ermon 2021, sec. 4.2); its tau, (S+1,), holds the original times, which the networks
+        were trained on. Raises ValueError unless 1 <= S <= end <= T.
         """
         end = self.T if end is None else end
-        if not 1 <= end <= self.T:
-            raise ValueError(f"end = {end}: choose between 1 and T = {self.T}")
-        if isinstance(tau, int):
-            if not 1 <= tau <= end:
-                raise ValueError(f"steps = {tau}: choose between 1 and {end}")
-            tau = [(2 * i * end + tau) // (2 * tau) for i in range(1, tau + 1)]  # i end / S, rounded half up
-        tau = [0, *tau]
-        if any(b <= a for a, b in pairwise(tau)) or tau[-1] != end:
-            raise ValueError(f"steps {tau[1:]}: give increasing times from 1 to {end}, {end} included")
+        if not 1 <= S <= end <= self.T:
+            raise ValueError(f"steps = {S}, end = {end}: choose 1 <= steps <= end <= T = {self.T}")
+        tau = [(2 * i * end + S) // (2 * S) for i in range(S + 1)]  # i end / S, rounded half up
         sub = object.__new__(Diffusion)  # without __init__, which knows whole schedules only
         sub._build(self._alpha_bar[tau], self.tau[tau], self.device)
         return sub

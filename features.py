@@ -33,6 +33,7 @@ KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", 
 DIMS = {"inception": {64: 5, 192: 8, 768: 16, 2048: 21}, "fashion": {32: 4, 64: 8, 128: 17}}
 
 NEIGHBOURS = 10_000  # ours: images of each kind whose distances precision and recall take
+BATCH = 100  # images at a time; Inception takes 6 MB for each
 
 # label: how results name them; network: x (B, C, H, W) in [-1, 1] -> logits, its first `layers` layers -> features;
 # key: SHA-256 of its weights
@@ -142,13 +143,10 @@ def check_shape(name, shape):
 
 
 @torch.inference_mode()
-def extract(features, images, batch=100):
-    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W), batch by batch.
-
-    Inception takes 6 MB for each image.
-    """
+def extract(features, images):
+    """Yield features (B, d) and logits (B, classes) of uint8 images (N, C, H, W), batch by batch."""
     device = next(features.network.parameters()).device
-    for chunk in tqdm(images.split(batch), desc=f"{features.label} features", leave=False, disable=None):
+    for chunk in tqdm(images.split(BATCH), desc=f"{features.label} features", leave=False, disable=None):
         h = features.network[:features.layers](normalize(chunk.to(device)))
         yield h.flatten(2).mean(2) if h.dim() == 4 else h, features.network[features.layers:](h)
 
@@ -158,7 +156,8 @@ def kinds(images, device="cpu"):
 
     Raises BadInput for missing or foreign weights.
     """
-    return torch.cat([logits.argmax(1).cpu() for _, logits in extract(load_features("fashion", device=device), images)])
+    features = load_features("fashion", device=device)
+    return torch.cat([logits.argmax(1) for _, logits in extract(features, images)]).cpu()
 
 
 # -- their statistics: mu and Sigma of eq. (28) ------------------------------------------------------------------
@@ -208,8 +207,8 @@ def reference_statistics(features, images, folder):
         except Exception as error:  # noqa: BLE001 - reading a damaged zip can raise nearly anything
             print(f"rebuilding {path}, no statistics of these images ({one_line(error)})", file=sys.stderr)
     shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # a file may be sorted
-    batches = (found for found, _ in extract(features, shuffled, batch=100))
-    neighbours = torch.cat([*islice(batches, NEIGHBOURS // 100)]).float().cpu()
+    batches = (found for found, _ in extract(features, shuffled))
+    neighbours = torch.cat([*islice(batches, NEIGHBOURS // BATCH)]).float().cpu()
     mu, sigma = moments(chain([neighbours], batches))
     try:
         with write_atomically(path) as temporary, open(temporary, "wb") as file:
@@ -222,24 +221,25 @@ def reference_statistics(features, images, folder):
 # -- the classifier's training ----------------------------------------------------------------------------------
 
 
-def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
+def train_classifier(root="data", seed=0):
     """Train the network of `--features fashion`, write its weights, return its test accuracy."""
+    epochs, batch, max_lr = 9, 128, 3e-3  # ours
     check_writable(CLASSIFIER)
     images, labels = load("fashion-mnist", "train", root, labels=True)
     test_images, test_labels = load("fashion-mnist", "test", root, labels=True)
     torch.manual_seed(seed)
     network, per_epoch = fashion_classifier(), len(images) // batch  # a shorter last batch is left out
-    optimiser = torch.optim.AdamW(network.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr, total_steps=epochs * per_epoch)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=epochs * per_epoch)
     for epoch in range(epochs):
         for i in tqdm(torch.randperm(len(images)).split(batch)[:per_epoch], desc=f"epoch {epoch + 1} of {epochs}"):
             x = normalize(images[i])
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)  # a mirrored garment is a garment
             loss = F.cross_entropy(network(x), labels[i])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
-            schedule.step()
+            optimizer.step()
+            scheduler.step()
     network.eval()
     with torch.inference_mode():
         predicted = torch.cat([network(normalize(chunk)).argmax(1) for chunk in test_images.split(500)])
@@ -249,8 +249,8 @@ def train_classifier(root="data", seed=0, epochs=9, batch=128, max_lr=3e-3):
 
 
 def main(argv=None):
-    parser = cli.Parser(description="Train the classifier of `fid.py --features fashion`, over the shipped weights.")
-    parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
+    parser = cli.Parser("Train the classifier of `fid.py --features fashion`, over the shipped weights.")
+    parser.add_argument("--root", type=cli.path, default="data", help="folder for Fashion-MNIST")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the initial weights and the batches")
     args = parser.parse_args(argv)
     print(f"{CLASSIFIER}: test accuracy {train_classifier(args.root, args.seed):.2%}")

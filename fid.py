@@ -19,7 +19,6 @@ import os
 import statistics
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cli import BadInput, number, one_line, write_atomically
@@ -91,8 +90,11 @@ def inception_score(logits, splits=10):
 
 def check_numbers(row):
     """Raise ValueError if a cell of COLUMNS that must hold a number does not."""
-    [float(row[name]) for name in ("samples", "fid", "spread", "precision", "recall", "inception_score")]
-    [int(row[name] or 0) for name in ("T", "steps")], float(row["seconds"] or 0)
+    for name in ("samples", "fid", "spread", "precision", "recall", "inception_score"):
+        float(row[name])
+    for name in ("T", "steps"):
+        int(row[name] or 0)
+    float(row["seconds"] or 0)
 
 
 def read_csv(path, columns=COLUMNS, check=check_numbers):
@@ -144,7 +146,7 @@ def plot(path, rows):
     figure, axes = subplots(figsize=(8, 4), layout="constrained")
     for name, fids in sorted(lines.items()):
         x = sorted(fids)
-        axes.plot(x, [np.mean(fids[step]) for step in x], "o-", label=name)  # several runs: their mean
+        axes.plot(x, [statistics.fmean(fids[step]) for step in x], "o-", label=name)  # several runs: their mean
     axes.set(xlabel="denoising steps" if strided else "T", ylabel="FID",
              ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
              title=label(", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying)))
@@ -255,7 +257,7 @@ def load_reference(args, models):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("sources", nargs="*", type=cli.path, metavar="SOURCE", help="a model.pt, a run's folder, or images: an .npy "
         "file of uint8 (N, H, W) or (N, C, H, W), or a folder of images")

@@ -150,7 +150,7 @@ def minimax_loss(V_fake, objective):
 
 
 def non_saturating_loss(V_fake, objective):
-    """G maximises E_p[g_f(V)] instead (Nowozin et al. 2016, sec. 3.2); for js it is (9) less log 2."""
+    """G maximises E_p[g_f(V)] instead (Nowozin et al. 2016, sec. 3.2); for js it is minus (9), less log 2."""
     return -objective.g(critic_values(V_fake)).mean()
 
 
@@ -177,7 +177,8 @@ def gradient_penalty(D, x_prev, x_prev_fake, x_t, t):
 def gradient_norm(D, x_prev, x_t, t):
     """||grad_{x_{t-1}} V(x_{t-1}, x_t, t)|| for each of the batch, (B, ...) -> (B,), differentiable in D's weights.
 
-    Discriminator compares images four by four: its V depends on three neighbours, and this is the gradient of the sum.
+    Discriminator compares images four by four, so its V depends on three neighbours too: this is the gradient of the
+    sum of all V.
     """
     x_prev = x_prev.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x_prev, x_t, t).float().sum(), x_prev, create_graph=True)
@@ -185,7 +186,7 @@ def gradient_norm(D, x_prev, x_t, t):
 
 
 def energy_score(x_0, x_0_fake, x_0_fake_2):
-    """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score, Gneiting, Raftery 2007, eq. (21).
+    """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score, Gneiting, Raftery 2007, eq. (22).
 
     Ours here. x_0 ~ q(x_0 | x_t) and two draws g, g' = G(x_t, z, t), G(x_t, z', t) for each x_t, all (B, ...). A
     strictly proper scoring rule: it is smallest only where g is distributed as x_0 is, given x_t, so that a G that
@@ -208,10 +209,10 @@ def weighted_loss(eps, eps_theta, t, diffusion, variance="beta_tilde"):
     for t >= 2; at t = 1 the posterior's is 0, the result NaN or infinite, and the bound's term another: decoder_nll.
     """
     tables = diffusion.beta, diffusion.alpha, diffusion.beta_tilde, diffusion.one_minus_alpha_bar
-    beta, alpha, beta_tilde, noise = (at(table, t, like=eps) for table in tables)
+    beta, alpha, beta_tilde, one_minus_alpha_bar = (at(table, t, like=eps) for table in tables)
     sigma_squared = at(getattr(diffusion, variance), t, like=eps) if isinstance(variance, str) else variance
     # printed: beta^2 / (2 beta-bar_t (1 - beta) (1 - alpha_bar_t)); its beta-bar_t lacks the factor beta_t
-    weight = beta**2 / (2 * sigma_squared * alpha * noise)
+    weight = beta**2 / (2 * sigma_squared * alpha * one_minus_alpha_bar)
     ratio = beta_tilde / sigma_squared
     of_variances = (ratio - 1 - torch.log(ratio)) / 2  # 0 for the posterior's own
     return (weight * (eps - eps_theta.float()).square() + of_variances).flatten(1).sum(1)  # (B, ...) -> (B,)

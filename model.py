@@ -129,8 +129,8 @@ class Model:
             raise BadInput(f"--sampler {sampler} is unknown: choose ancestral or ddim")
         if variance not in (None, "beta_tilde", "beta"):
             raise BadInput(f"--variance {variance} is unknown: choose beta_tilde or beta")
-        if not (eta is None or 0 <= eta <= 1) or not (steps is None or steps >= 1):
-            raise BadInput(f"--eta {eta}, --steps {steps}: eta lies between 0 and 1, and steps are 1 or more")
+        if eta is not None and not 0 <= eta <= 1:
+            raise BadInput(f"--eta {eta}: choose between 0 (deterministic) and 1 (ancestral)")
         if self.method != "DDPM":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
@@ -142,9 +142,8 @@ class Model:
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
         if variance is not None and sampler == "ddim":
             raise BadInput(f"--variance {variance} is for --sampler ancestral: leave it out, or give DDIM an --eta")
-        if steps is not None and steps > start:
-            most = f"--from {start}" if start < self.T else f"this checkpoint's T = {self.T}"
-            raise BadInput(f"--steps {steps} is more than {most}: choose from 1 to {start}")
+        if steps is not None and not 1 <= steps <= start:
+            raise BadInput(f"--steps {steps}: there are {start} steps from t = {start}, choose from 1 to {start}")
         process = self.diffusion.strided(steps or start, start)
         if sampler == "ddim":
             return lambda x_t: process.ddim(self.eps_theta, x_t, eta or 0.0), process.T
@@ -190,8 +189,7 @@ class Model:
         On a GPU the first batch is drawn once before, untimed and unshown: it loads the GPU's libraries.
         """
         if self.device.type == "cuda":
-            few = min(n, batch)
-            self.generate(few, seed, batch, amp, edit=None if edit is None else edit[:few], **sampler_arguments)
+            self.generate(min(n, batch), seed, batch, amp, edit=edit, **sampler_arguments)
         start = time.perf_counter()
         images = self.generate(n, seed, batch, amp, progress=True, edit=edit, **sampler_arguments)
         return images, time.perf_counter() - start

@@ -30,7 +30,7 @@ CHANGEABLE = {"every", "amp", "steps", "data", "root"}  # flags that --resume ma
 
 def training_parser(doc, T, out):
     """The flags that all trainers share."""
-    parser = cli.Parser(description=doc.splitlines()[0], add_help=False)
+    parser = cli.Parser(doc, add_help=False)
     flag = parser.add_argument
     flag("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="show this text and exit")
     flag("--T", type=number(int, 1, 10**6), default=T, help="denoising steps T")

@@ -115,18 +115,18 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
         x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
         if model.method == "DDPM":
             output = model.diffusion.x_0_from_eps(x_t, model.eps_and_v_from(output, x_t, t)[0], t)
-        steps.append((t[0].item(), to_uint8(x_t).cpu(), to_uint8(output.float().clamp(-1, 1)).cpu()))
+        steps.append((t[0], x_t, output.float().clamp(-1, 1)))  # on the device still: to fetch it would wait for that
 
     with model.network.register_forward_hook(note):
         images = model.generate(n, seed, batch=n, amp=amp, **sampler_arguments)
-    return [*steps, (0, images, images)]
+    return [*((t.item(), to_uint8(x_t).cpu(), to_uint8(x_0).cpu()) for t, x_t, x_0 in steps), (0, images, images)]
 
 
 def draw_chain(args, models, flags, edits):
     """--chain: for each model one sample at up to eleven times, and below the x_0 predicted there; a .gif moves."""
     moves = args.out.lower().endswith(".gif")
     n = min(args.n, 64) if moves else 1
-    chains = [chain(model, n, args.seed, args.amp, edit=edit if edit is None else edit[:n], **arguments)
+    chains = [chain(model, n, args.seed, args.amp, edit=edit, **arguments)
               for model, arguments, edit in zip(models, flags, edits)]
     names = names_of(args, models, [len(steps) - 1 for steps in chains])
     if moves:
@@ -140,12 +140,12 @@ def draw_chain(args, models, flags, edits):
     save_rows(rows, args.out)
 
 
-def save_gif(names, chains, path, frames=50):
+def save_gif(names, chains, path):
     """Write chains side by side as a GIF of seven seconds: x_t above, the predicted x_0 below, all in the same time."""
     from PIL import Image
 
     figure, axes = subplots(2, len(chains), figsize=(3 * len(chains), 6.3), squeeze=False, layout="constrained")
-    grids, pictures = [], []
+    grids, pictures, frames = [], [], 50
     for steps, column in zip(chains, axes.T):
         columns = math.ceil(math.sqrt(len(steps[0][1])))
         grids.append([[t, image_grid(x_t, columns), image_grid(x_0, columns)] for t, x_t, x_0 in steps])
@@ -176,7 +176,7 @@ def names_of(args, models, evaluations):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("checkpoints", nargs="+", type=cli.path, metavar="CHECKPOINT", help="a run's folder, or its model.pt")
     flag("-n", type=number(int, 1), default=64, help="images from each checkpoint; the PNG shows the first 64, or 20 a "

@@ -1,7 +1,7 @@
 """25 Gaussians: the whole idea in minutes, without a download. Xiao et al. 2022; Xu et al. 2023, sec. 5.1 and Table 1.
 
     python toy.py                                # DDGAN, T = 4
-    python toy.py --method gan                   # the same at T = 1: an ordinary conditional GAN
+    python toy.py --T 1                          # with one step: an ordinary GAN
     python toy.py --table                        # Xu et al. 2023, Table 1: 91 runs
 
 Small MLPs, trained and sampled by the steps of the image scripts. Prints the modes covered, the share of high-quality
@@ -70,7 +70,7 @@ class MLP(nn.Module):
 
 class EpsTheta(MLP):
     def __init__(self, T):
-        super().__init__(T, 18, 2)
+        super().__init__(T, 2 + 4 * 4, 2)
 
     def forward(self, x_t, t):
         return self.evaluate(t, fourier_features(x_t, 4))
@@ -80,7 +80,8 @@ class Generator(MLP):
     """x_0 (B, 2): x_t and a correction, which begins as 0, so that no mode is lost before D has learned anything."""
 
     def __init__(self, T, z_dim):
-        super().__init__(T, 18 + z_dim, 2)
+        super().__init__(T, 2 + 4 * 4 + z_dim, 2)
+        self.z_dim = z_dim
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
@@ -92,7 +93,7 @@ class Discriminator(MLP):
     """V (B,). Its features are coarser: one that sees single modes sharply shows G no way from one mode to the next."""
 
     def __init__(self, T):
-        super().__init__(T, 28, 1)
+        super().__init__(T, 2 * (2 + 4 * 3), 1)
 
     def forward(self, x_prev, x_t, t):
         return self.evaluate(t, fourier_features(x_prev, 3), fourier_features(x_t, 3)).squeeze(1)
@@ -102,7 +103,7 @@ class Critic(MLP):
     """SIDDM's: V (B,), C_psi and x_0 (B, 2)."""
 
     def __init__(self, T):
-        super().__init__(T, 14, 5)
+        super().__init__(T, 2 + 4 * 3, 1 + 2 + 2)
 
     def forward(self, x_prev, t):
         V, correction, x_0 = self.evaluate(t, fourier_features(x_prev, 3)).split([1, 2, 2], dim=1)
@@ -111,13 +112,13 @@ class Critic(MLP):
 
 # -- training and sampling ------------------------------------------------------------------------------------
 
-LR, BETAS, R1 = 2e-3, (0.5, 0.99), 0.005  # ours, as are the schedule and the next: RESULTS.md, "25 Gaussians"
-LR_D = {"gan": 4e-3, "ddgan": 4e-3, "siddm": 1e-3}  # siddm's: half of lr_G, as Xu et al. for images
+LR, BETAS, R1 = 2e-3, (0.5, 0.99), 0.005  # ours, by trial, as is the schedule
+LR_D = {"ddgan": 4e-3, "siddm": 1e-3}  # siddm's: half of lr_G, as Xu et al. for images
 
 
 def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy=0.0, afd=1.0, reg=1.0, z_dim=8,
           steps=6000, batch=256):
-    """Train a "ddpm", "gan", "ddgan" or "siddm": its averaged network, its Diffusion. The options are main's flags."""
+    """Train a "ddpm", "ddgan" or "siddm": its averaged network, its Diffusion. The options are main's flags."""
     torch.manual_seed(seed)
     diffusion = Diffusion(T, "slow-cosine")
     network = EpsTheta(T) if method == "ddpm" else Generator(T, z_dim)
@@ -147,7 +148,7 @@ def train(method, T, seed=0, objective="js", r1=None, lr_g=LR, lr_d=None, energy
 
 
 @torch.no_grad()
-def sample(network, diffusion, n, z_dim):
+def sample(network, diffusion, n):
     """The trajectories of n points from x_T to x_0: T+1 tensors (n, 2)."""
     path = []
 
@@ -159,7 +160,7 @@ def sample(network, diffusion, n, z_dim):
     if isinstance(network, EpsTheta):
         x_0 = diffusion.ancestral(noted, x_T, clip=False)
     else:
-        x_0 = diffusion.ddgan(noted, x_T, z_dim)
+        x_0 = diffusion.ddgan(noted, x_T, network.z_dim)
     return [*path, x_0]
 
 
@@ -193,7 +194,7 @@ def true_posterior(x_t, t, diffusion, n):
 
 
 @torch.no_grad()
-def draw_figure(network, diffusion, path, z_dim, title, out):
+def draw_figure(network, diffusion, path, title, out):
     """Data, samples, trajectories; section 2.2: from which x_0 may x_t have come, which are predicted?"""
     figure, axes = subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     points = {"s": 1, "alpha": 0.3, "linewidths": 0}
@@ -208,14 +209,16 @@ def draw_figure(network, diffusion, path, z_dim, title, out):
     axes[2].scatter(*trajectories[-1].T, s=8, color="C0", label="x_0")
     axes[2].set_title("40 trajectories from x_T to x_0")
 
-    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)  # 1 at T = 4: only there D sees clean x_0
+    # the last t with alpha_bar > 0.8: 1 at T = 4, where x_{t-1} is x_0
+    t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)
     x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
     axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
     if isinstance(network, EpsTheta):
         predicted, label = diffusion.x_0_from_eps(x_t, network(x_t, t), t), "eps_theta's x_0"
     else:
-        predicted, label = network(x_t.expand(500, 2), torch.randn(500, z_dim), t.expand(500)), "G(x_t, z, t), 500 z"
+        z = torch.randn(500, network.z_dim)
+        predicted, label = network(x_t.expand(500, 2), z, t.expand(500)), "G(x_t, z, t), 500 z"
     axes[3].scatter(*predicted.T, s=4, color="C0", label=label)
     axes[3].scatter(*mean, marker="x", color="C3", label="its mean, what a DDPM learns")
     axes[3].scatter(*(x_t[0] / diffusion.alpha_bar[t].sqrt()), marker="+", color="k", label="x_t, scaled")
@@ -230,14 +233,14 @@ def draw_figure(network, diffusion, path, z_dim, title, out):
 # -- Xu et al. 2023, Table 1 ---------------------------------------------------------------------------------------
 
 TABLE = {  # method, lambda_AFD, the published values: {T: distance}
-    "GAN": ("gan", 1.0, {1: 12.04}),
+    "GAN": ("ddgan", 1.0, {1: 12.04}),
     "DDGAN": ("ddgan", 1.0, {2: 7.27, 4: 0.99, 8: 0.49, 16: 0.53}),
     "SIDDM": ("siddm", 1.0, {2: 0.14, 4: 1.21, 8: 0.30, 16: 0.23}),
     "SIDDM without AFD": ("siddm", 0.0, {2: 21.19, 4: 53.22, 8: 7.04, 16: 14.37}),
 }
 
 
-def table(first_seed, seeds=7, z_dim=8, **options):
+def table(first_seed, seeds=7, **options):
     """Print Table 1, measured beside published: Frechet distance, modes and quality, mean and range of the seeds."""
     print(f"{'':20}{'T':>3}{'published':>11}{'Frechet distance':>28}{'modes':>12}{'quality':>16}")
     floor = [score(draw(SAMPLES), draw(SAMPLES))["frechet"] for _ in range(seeds)]
@@ -246,8 +249,8 @@ def table(first_seed, seeds=7, z_dim=8, **options):
         for T, value in published.items():
             results = []
             for seed in range(first_seed, first_seed + seeds):
-                network, diffusion = train(method, T, seed, **options | {"afd": afd}, z_dim=z_dim)
-                results.append(score(sample(network, diffusion, SAMPLES, z_dim)[-1], draw(SAMPLES)))
+                network, diffusion = train(method, T, seed, **options | {"afd": afd})
+                results.append(score(sample(network, diffusion, SAMPLES)[-1], draw(SAMPLES)))
             modes, quality, frechet = ([result[key] for result in results] for key in ("modes", "quality", "frechet"))
             print(f"{name:20}{T:3}{value:11.2f}{fmean(frechet):12.3f} ({min(frechet):.3f}-{max(frechet):.3f})"
                   f"{min(modes):8}-{max(modes):2}{100 * fmean(quality):7.1f} % "
@@ -255,15 +258,15 @@ def table(first_seed, seeds=7, z_dim=8, **options):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag, rate = parser.add_argument, number(float, above=0)
-    flag("--method", choices=["ddpm", "gan", "ddgan", "siddm"], default="ddgan", help="gan is ddgan with T = 1")
-    flag("--T", type=number(int, 1, 10**6), help="denoising steps T (default: 4, 1000 for ddpm, 1 for gan)")
-    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for gan and ddgan")
-    flag("--r1", type=number(float, 0), help="gamma of R1, for gan and ddgan (default: 0.005; for wasserstein 0)")
+    flag("--method", choices=["ddpm", "ddgan", "siddm"], default="ddgan", help="what to train")
+    flag("--T", type=number(int, 1, 10**6), help="denoising steps T; 1: an ordinary GAN (default: 4, 1000 for ddpm)")
+    flag("--objective", choices=list(OBJECTIVES), default="js", help="what D estimates, section 2.4, for ddgan")
+    flag("--r1", type=number(float, 0), help="gamma of R1, for ddgan (default: 0.005; for wasserstein 0)")
     flag("--lr-g", type=rate, default=LR, help="Adam's learning rate of G or eps_theta, falling to 0 as a cosine")
     flag("--lr-d", type=rate, help="the same for D (default: 0.004, but 0.001 for siddm)")
-    flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for gan, ddgan")
+    flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for ddgan")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
     flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes G deterministic")
@@ -279,16 +282,14 @@ def main(argv=None):
             if getattr(args, name) != parser.get_default(name):
                 raise BadInput(f"--{name} {getattr(args, name)} has no meaning with --table: leave it out")
         return table(args.seed, **options)
-    if args.method == "gan" and args.T not in (None, 1):
-        raise BadInput(f"--T {args.T} is not --method gan: leave it out, or choose --method ddgan")
     cli.check_writable(args.out)
-    T = args.T or {"ddpm": 1000, "gan": 1}.get(args.method, 4)
+    T = args.T or (1000 if args.method == "ddpm" else 4)
     start = time.perf_counter()
     network, diffusion = train(args.method, T, args.seed, **options)
     seconds = time.perf_counter() - start
-    path = sample(network, diffusion, SAMPLES, args.z_dim)
+    path = sample(network, diffusion, SAMPLES)
     modes, quality, frechet, sliced = score(path[-1], draw(SAMPLES)).values()
-    draw_figure(network, diffusion, path, args.z_dim, f"{args.method}, T = {T}", args.out)
+    draw_figure(network, diffusion, path, f"{args.method}, T = {T}", args.out)
     print(f"{args.method}, T = {T}: {modes} of 25 modes, {100 * quality:.1f} % high-quality samples, Frechet distance "
           f"{frechet:.4f}, sliced Wasserstein {sliced:.4f} ({SAMPLES} samples, seed {args.seed}, {args.steps} steps of "
           f"{args.batch} in {seconds:.0f} s)\nwrote {args.out}")

@@ -37,12 +37,12 @@ RECIPES = {
     "hellinger": {"r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
     # (24), with the printed V as -V. G's gradient is 1 for every V; with R1 0.01 it drops modes
     "reverse-kl": {"r1": 0.1, "gp": 0.0, "drift": 0.0, "generator": "minimax"},
-    # (27): nothing but differences of tanh(V) count, so without drift all V leave for where tanh is flat, by step 500
+    # (27): only differences of tanh(V) count, so without drift all V move to where tanh is flat, by step 500
     "total-variation": {"r1": 0.1, "gp": 0.0, "drift": 0.01, "generator": "minimax"},
     # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's
     "wasserstein": {"r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
-    # minimax's -exp(V - 1) gives G no gradient where D is sure of a fake; a fake taken for real costs D exp(V - 1),
-    # and without drift and R1 of 0.1 such fakes throw D back, and G makes a few shapes only
+    # with minimax G's gradient exp(V - 1) vanishes where D is sure of a fake. A fake taken for real costs D exp(V - 1):
+    # without drift and an R1 of 0.1 such costs throw D back, and G draws a few shapes only
     "kl": {"r1": 0.1, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
     # minimax would push fakes with V < -2 the wrong way; the best V, 2 (q/p - 1), has no bound: drift gives it one
     "pearson": {"r1": 0.01, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
@@ -102,7 +102,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     (loss_D + penalty).backward()
     optimizer_D.step()
 
-    # G minimises it, or takes eq. (9), against the D just updated, with the same fakes
+    # G minimises the bound, or its non-saturating form as in (9), against the D just updated, with the same fakes
     D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
         V_fake_new = D(x_prev_fake, x_t, t)

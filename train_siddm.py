@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from diffusion import SCHEDULES
 from losses import forward_nll, gan_loss_D, gan_loss_G, gaps
 from run import Run, parse, training_parser
 from unet import Critic
@@ -37,11 +36,11 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
 
     # D tells the marginals apart, C_psi predicts x_t from the fakes (13), the regulariser x_0 from the real (14)
     with bf16:
-        V, C, x_0_psi = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([t, t]))
+        V, C_psi, x_0_of_D = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([t, t]))
     V_real, V_fake = V.chunk(2)  # (2B,) -> 2 x (B,)
     loss_D = gan_loss_D(V_real, V_fake)  # (8)
-    loss_C = forward_nll(x_t, C.chunk(2)[1], t, diffusion)
-    regulariser = F.mse_loss(x_0_psi.chunk(2)[0].float(), x_0)
+    loss_C = forward_nll(x_t, C_psi.chunk(2)[1], t, diffusion)
+    regulariser = F.mse_loss(x_0_of_D.chunk(2)[0].float(), x_0)
     optimizer_D.zero_grad()
     (gan * loss_D + loss_C + reg * regulariser).backward()
     optimizer_D.step()
@@ -49,9 +48,9 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     # G: the marginals by (9), the conditionals by cross-entropy - entropy, C_psi's likelihood standing for the latter
     D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
-        V_fake_new, C_new, _ = D(x_prev_fake, t)
+        V_fake_new, C_psi_new, _ = D(x_prev_fake, t)
     loss_G = gan_loss_G(V_fake_new)  # (9)
-    afd_term = forward_nll(x_t, x_prev_fake, t, diffusion) - forward_nll(x_t, C_new, t, diffusion)
+    afd_term = forward_nll(x_t, x_prev_fake, t, diffusion) - forward_nll(x_t, C_psi_new, t, diffusion)
     optimizer_G.zero_grad()
     (gan * loss_G + afd * afd_term).backward()
     optimizer_G.step()
@@ -69,8 +68,8 @@ def main(argv=None):
     flag("--afd", type=weight, default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
     flag("--gan", type=weight, default=1.0, help="weight of the adversarial losses (8), (9); 0: the AFD term alone")
     flag("--reg", type=weight, default=1.0, help="weight of the regulariser (14): D predicts x_0 from a real x_{t-1}")
-    flag("--schedule", choices=list(SCHEDULES), default="cosine", help="of the forward process; published: cosine")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
+    parser.set_defaults(schedule="cosine")  # Xu et al. 2023
     args = parse(parser, argv, cpu={"steps": 6000, "batch": 32})
     run = Run("SIDDM", args, z_dim=args.z_dim)
     G, D = run.model.network, Critic(**run.sizes).to(args.device)

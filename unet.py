@@ -3,7 +3,7 @@
     UNet             eps_theta(x_t, t)       the DDPM's denoiser
     Generator        G(x_t, z, t)            DDGAN's generator: the same network, z is an image beside x_t
     Discriminator    V(x_{t-1}, x_t, t)      the downward half with a linear output layer
-    Critic           V, C_psi, x_0 (x_{t-1}, t)    SIDDM's discriminator: the whole network with three heads
+    Critic           V, C_psi, x_0 of (x_{t-1}, t)    SIDDM's discriminator: the whole network with three heads
 
 Residual blocks, attention and the embedding of t are those of Ho et al. 2020, appendix B; blocks are modulated by
 the embedding as in Dhariwal and Nichol 2021, sec. 3.1.
@@ -41,7 +41,7 @@ def time_mlp(width):
 
 
 def norm(channels):
-    return nn.GroupNorm(8, channels)  # 8: ours, groups of at least 2 channels at every width that we train
+    return nn.GroupNorm(8, channels)  # 8 groups: ours; they have 6 channels or more in both presets
 
 
 class ResBlock(nn.Module):
@@ -150,10 +150,10 @@ class UNet(nn.Module):
 class Generator(UNet):
     """G(x_t, z, t) -> x_0 in [-1, 1], sec. 3.2: x_t (B, channels, H, W), z (B, z_dim), t int64 (B,).
 
-    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. The
-    noise in x_t would do as well as z to tell x_0 apart, and G would ignore z; so x_t enters as c_t x_t, turned down
-    where it is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is neither: G(x_t, t) is
-    one image.
+    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. G
+    could choose among the possible x_0 by the noise in x_t as well as by z, and would then ignore z. So x_t enters as
+    c_t x_t, turned down where it is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is
+    neither: G(x_t, t) is one image.
     """
 
     def __init__(self, alpha_bar, z_dim=100, channels=1, size=(28, 28), **sizes):

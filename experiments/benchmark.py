@@ -221,12 +221,12 @@ def compare_fid(args, images):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     parser.add_argument("--batch", type=cli.number(int, 1), default=128, help="images in a step")
     parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="timed calls, of which the median counts")
     parser.add_argument("--images", type=cli.number(int, 0, 10000), default=10000, help="test images whose FID is "
                         "computed, an hour on two cores; 0 for none")
-    parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
+    parser.add_argument("--root", type=cli.path, default="data", help="folder for Fashion-MNIST")
     parser.add_argument("--threads", type=cli.number(int, 1), default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="where to measure")
     args = parser.parse_args(argv)

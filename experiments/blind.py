@@ -22,10 +22,10 @@ from itertools import combinations
 import torch
 from scipy.stats import fisher_exact
 
-from data import DATA_SETS, image_grid, load, save_figure, subplots
+from data import DATA_SETS, image_grid, save_figure, subplots
+from data import load as load_images
 from fid import add_to_csv, read_csv
-from model import add_sampler_flags, sampler_flags
-from model import load as load_model
+from model import add_sampler_flags, load, sampler_flags
 
 RULE = """for the raters: call a tile broken if its garment has holes where none has them, blots or stray fragments,
 unnatural stripes, is two kinds in one, or no garment at all. Low resolution, dark pictures, prints, knitwear's stripes,
@@ -92,9 +92,9 @@ def count(path):
 
 def draw(args):
     """Write the sheets and blind.csv."""
-    models = {path: load_model(path, args.device) for path in args.models}
+    models = {path: load(path, args.device) for path in args.models}
     first = next(iter(models.values()))
-    real = load(first.args["data"], "test", args.root)
+    real = load_images(first.args["data"], "test", args.root)
     for path, model in models.items():
         if model.shape != tuple(real.shape[1:]) or model.args["data"] != first.args["data"]:
             raise cli.BadInput(f"{path} was trained on {model.args['data']}, and {args.models[0]} on "
@@ -121,13 +121,13 @@ def draw(args):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("models", nargs="*", type=cli.path, metavar="MODEL", help="model.pt of models of the same data")
     flag("--each", type=cli.number(int, 1), default=128, help="images of each model, and of the test set")
     flag("--out", type=cli.path, default="sheets", help="folder for the sheets, 1.png and so on, and blind.csv")
     flag("--count", type=cli.path, metavar="FILE", help="count the marks of such a blind.csv, and draw nothing")
-    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.models) == bool(args.count):

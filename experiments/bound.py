@@ -30,13 +30,13 @@ def variances(model):
 
 
 @torch.no_grad()
-def bound_terms(model, x_0, amp=None):
+def bound_terms(model, x_0):
     """L_0, .., L_T in bits per dimension of x_0 (B, C, H, W) in [-1, 1]: float64 (T+1, k, B), of k variances(model)."""
     diffusion, terms = model.diffusion, []
     for step in tqdm(range(1, model.T + 1), desc="t", leave=False, disable=None):
         t, eps = torch.full((len(x_0),), step, device=x_0.device), torch.randn_like(x_0)
         x_t = diffusion.q_sample(x_0, t, eps)
-        with model.autocast(amp):
+        with model.autocast():
             prediction, v = model.eps_and_v(x_t, t)
         choices = [diffusion.learned_variance(v, t)] if model.learned else variances(model)
         if step == 1:  # Ho et al. 2020, sec. 3.3; beta_tilde_1 is 0. Their code has beta_tilde_2 for both choices
@@ -52,19 +52,19 @@ def bound_terms(model, x_0, amp=None):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("model", metavar="MODEL", help="model.pt of a DDPM")
-    flag("--batch", type=cli.number(int, 2), default=128, help="test images")
+    flag("model", type=cli.path, metavar="MODEL", help="model.pt of a DDPM")
+    flag("--n", type=cli.number(int, 2), default=128, help="number of test images")
     flag("--data", type=cli.path, help="the images (default: what the model was trained on)")
-    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     flag("--seed", type=cli.SEED, default=0, help="of the noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to compute")
     args = parser.parse_args(argv)
     model = load(args.model, args.device)
     if model.method != "DDPM":
         raise cli.BadInput(f"{args.model}: a {model.method} has no likelihood; give a DDPM")
-    images = load_images(args.data or model.args["data"], "test", args.root)[:args.batch]
+    images = load_images(args.data or model.args["data"], "test", args.root)[:args.n]
     if tuple(images.shape[1:]) != model.shape or len(images) < 2:
         raise cli.BadInput(f"{len(images)} images of shape {tuple(images.shape[1:])} for a model of {model.shape}: "
                            "give --data with two or more")

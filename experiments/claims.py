@@ -26,17 +26,18 @@ import torch
 import toy
 from data import save_figure, subplots
 from fid import add_to_csv, read_csv
+from sweep import COMPARED
 
 COLUMNS = ["objective", "T", "steps", "lr_g", "lr_d", "seed", "modes", "quality", "frechet", "sliced"]
 SETTING = COLUMNS[:6]  # the others are toy.score's
-COMPARED = ["js", "hellinger", "reverse-kl", "total-variation", "wasserstein"]  # the paper's
 ALL_T = (1, 2, 4, 8)
 LR_G, LR_D = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)  # ours: around toy.py's own, a factor of two apart
 
 OWN = toy.LR, toy.LR_D["ddgan"]  # toy.py's own rates
 EQUAL = [(objective, T, 6000, *OWN, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
 PROPORTIONAL = [(objective, T, 1500 * T, *OWN, seed) for seed, T, objective in product(range(5), ALL_T, COMPARED)]
-RATES = [(objective, 4, 3000, *rates, seed) for seed, *rates, objective in product(range(3), LR_G, LR_D, COMPARED)]
+SEEDS = range(3)  # of RATES
+RATES = [(objective, 4, 3000, *rates, seed) for seed, *rates, objective in product(SEEDS, LR_G, LR_D, COMPARED)]
 
 
 def measure(setting):
@@ -44,14 +45,15 @@ def measure(setting):
     torch.set_num_threads(1)
     objective, T, steps, lr_g, lr_d, seed = setting
     network, diffusion = toy.train("ddgan", T, seed, objective, steps=steps, lr_g=lr_g, lr_d=lr_d)
-    x = toy.sample(network, diffusion, toy.SAMPLES, z_dim=8)[-1]
+    x = toy.sample(network, diffusion, toy.SAMPLES)[-1]
     none = {"modes": 0, "quality": 0.0, "frechet": float("inf"), "sliced": float("inf")}
     scores = toy.score(x, toy.draw(toy.SAMPLES)) if x.isfinite().all() else none
     return dict(zip(SETTING, setting)) | {name: round(scores[name], 4) for name in COLUMNS[6:]}
 
 
 def check(row):
-    [float(row[name]) for name in COLUMNS[1:]]
+    for name in COLUMNS[1:]:
+        float(row[name])
 
 
 def read(path):
@@ -102,7 +104,7 @@ def print_rates(results, path):
         cells = [[found(objective, lr_g, lr_d) for lr_d in LR_D] for lr_g in LR_G]
         rows = [row for line in cells for cell in line for row in cell]
         share = 1 - sum(map(failed, rows)) / len(rows) if rows else float("nan")
-        working = [sum(not failed(row) for row in rows if row["seed"] == seed) for seed in range(3)]
+        working = [sum(not failed(row) for row in rows if row["seed"] == seed) for seed in SEEDS]
         print(f"{objective:16} {100 * share:5.1f} % of {len(rows)} runs work, by seed {', '.join(map(str, working))}")
         works = [[1 - sum(map(failed, cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
         axis.imshow(works, vmin=0, vmax=1, origin="lower")
@@ -116,7 +118,7 @@ def print_rates(results, path):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("what", choices=["steps", "rates"], help="which of the two experiments")
     flag("--draw", action="store_true", help="only print and draw what is there")

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import image_grid, label, load, save_figure, subplots
+from data import image_grid, label, save_figure, subplots
+from data import load as load_images
 from features import load_features, reference_statistics, statistics_of
 from fid import frechet_distance
-from model import add_sampler_flags, sampler_flags
-from model import load as load_model
+from model import add_sampler_flags, load, sampler_flags
 
 SHAPES = [  # grey level and corners (x, y) of the flat shapes that make a sketch of 28 x 28, drawn one over the other
     [(150, [(8, 3), (19, 3), (20, 26), (15, 26), (14, 10), (13, 10), (12, 26), (7, 26)])],  # trousers
@@ -60,24 +60,25 @@ def reduced(images):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("models", nargs="+", metavar="MODEL", help="model.pt of models of Fashion-MNIST")
+    flag("models", nargs="+", type=cli.path, metavar="MODEL", help="model.pt of models of Fashion-MNIST")
     flag("--samples", type=cli.number(int, 4), default=2000, help="test images that are reduced, edited and scored")
     flag("--out", type=cli.path, default="editing.png", help="the figure")
-    flag("--root", default="data", help="folder for Fashion-MNIST")
+    flag("--root", type=cli.path, default="data", help="folder for Fashion-MNIST")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, inputs=args.models)
-    models = [load_model(path, args.device) for path in args.models]
+    models = [load(path, args.device) for path in args.models]
     for path, model in zip(args.models, models):
         if model.shape != (1, 28, 28) or model.T < 4:
             raise cli.BadInput(f"{path}: images of {model.shape}, T = {model.T}: give models of 28 x 28 garments with "
                                "T = 4 or more")
-    test = load("fashion-mnist", "test", args.root)
+    test = load_images("fashion-mnist", "test", args.root)
     edits, sketches = reduced(test[:args.samples]), torch.cat([drawn(), reduced(test[[0, 11, 18]])])
     features = load_features("fashion", device=args.device)
-    mu, sigma, _ = reference_statistics(features, load("fashion-mnist", "train", args.root), Path(args.root, "fid"))
+    mu, sigma, _ = reference_statistics(
+        features, load_images("fashion-mnist", "train", args.root), Path(args.root, "fid"))
     figure, axes = subplots(len(models), 3, figsize=(13, 3.4 * len(models)), squeeze=False, layout="constrained")
     print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}")
     print(f"{'':30}     t   NFE  distance     FID  s/image")

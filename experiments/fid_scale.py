@@ -20,7 +20,7 @@ from fid import frechet_distance
 
 
 def main(argv=None):
-    cli.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
+    cli.Parser(__doc__).parse_args(argv)
     torch.manual_seed(0)
     images, labels = load("fashion-mnist", "train", HOME / "data", labels=True)
     n, x = 10000, normalize(images[:10000])

@@ -70,13 +70,13 @@ def samples_of_z(model, n, draws):
     return x_t.unflatten(0, (n, draws))
 
 
-def draw(models, x_0, path):
+def draw(models, x_0, path, seed):
     """The figure: for each model six x_T (rows) with six z each; below, for each t, one x_t and six predicted x_0."""
     tall = max(model.T for model in models.values())
     figure, axes = subplots(2, len(models), figsize=(3.6 * len(models), 3.6 + 0.6 * tall), squeeze=False,
                             layout="constrained", height_ratios=[6, tall])
     for (upper, lower), (name, model) in zip(axes.T, models.items()):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         upper.imshow(image_grid(to_uint8(samples_of_z(model, 6, 6)).cpu().flatten(0, 1), columns=6))
         upper.set_title(f"{label(name)}\na row: one x_T, one noise, six z", fontsize=8)
         rows = []
@@ -91,13 +91,13 @@ def draw(models, x_0, path):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("models", nargs="+", metavar="MODEL", help="model.pt of a DDGAN or SIDDM")
+    flag("models", nargs="+", type=cli.path, metavar="MODEL", help="model.pt of a DDGAN or SIDDM")
     flag("--figure", type=cli.path, metavar="FILE", help="draw the figure of section 2.2, a column a model, as PNG")
     flag("--n", type=cli.number(int, 2), default=200, help="number of x_t, and of x_T")
     flag("--draws", type=cli.number(int, 2), default=8, help="number of z for each")
-    flag("--root", default="data", help="folder for the data sets that have a name")
+    flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     flag("--seed", type=cli.SEED, default=0, help="of all noise")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to compute")
     args = parser.parse_args(argv)

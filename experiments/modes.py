@@ -37,10 +37,11 @@ def coverage(found):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="model.pt of a model trained on --data stacked")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("models", nargs="+", type=cli.path, metavar="MODEL",
+                        help="model.pt of a model trained on --data stacked")
     parser.add_argument("--samples", type=cli.number(int, 1), default=25_600, help="images of each")
-    parser.add_argument("--root", default="data", help="folder for Fashion-MNIST")
+    parser.add_argument("--root", type=cli.path, default="data", help="folder for Fashion-MNIST")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     models = [load(path, args.device) for path in args.models]

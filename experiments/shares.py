@@ -25,8 +25,8 @@ def shares(images):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="model.pt of a trainer")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("models", nargs="+", type=cli.path, metavar="MODEL", help="model.pt of a trainer")
     models = {path: load(path) for path in parser.parse_args(argv).models}
     for model in models.values():
         check_shape("fashion", model.shape)

@@ -171,7 +171,7 @@ def draw(results):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("names", nargs="*", metavar="NAME", help=f"runs to do, * for any letters (default: all): {', '.join(RUNS)}")
     flag("--draw", action="store_true", help="only draw the figures")

@@ -37,7 +37,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert list(found) == [first, second] and len(path.read_text().splitlines()) == 3
     torch.set_num_threads(1)
     network, diffusion = toy.train("ddgan", 2, 7, "js", steps=3, lr_g=0.001, lr_d=0.002)  # seeds all that follows
-    x = toy.sample(network, diffusion, toy.SAMPLES, z_dim=8)[-1]
+    x = toy.sample(network, diffusion, toy.SAMPLES)[-1]
     # four digits are kept
     assert found[first]["frechet"] == pytest.approx(toy.score(x, toy.draw(toy.SAMPLES))["frechet"], abs=6e-5)
 

@@ -233,21 +233,21 @@ def test_ancestral_step_is_algorithm_2_as_printed():
         torch.testing.assert_close(mean, printed, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("tau", [1, 7, 10, [1, 4, 10], [10]])
-def test_a_strided_process_keeps_alpha_bar_and_tells_networks_the_original_times(tau):
+@pytest.mark.parametrize("S", [1, 7, 10])
+def test_a_strided_process_keeps_alpha_bar_and_tells_networks_the_original_times(S):
     diffusion = Diffusion(10)
-    sub = diffusion.strided(tau)
-    assert sub.T == (tau if isinstance(tau, int) else len(tau)) and sub.tau[0] == 0 and sub.tau[-1] == 10
+    sub = diffusion.strided(S)
+    assert sub.T == S and sub.tau[0] == 0 and sub.tau[-1] == 10 and (sub.tau.diff() > 0).all()
     torch.testing.assert_close(sub.alpha_bar, diffusion.alpha_bar[sub.tau])
     told = []
     sub.ddim(lambda x_t, t: told.append(t[0].item()) or x_t, torch.randn(2, 2))
     assert told == sub.tau[1:].flip(0).tolist()
 
 
-@pytest.mark.parametrize(("tau", "times"), [(2, [3, 6]), (6, [1, 2, 3, 4, 5, 6]), ([1, 6], [1, 6])])
-def test_a_strided_process_can_end_at_any_t_so_that_a_sampler_begins_there(tau, times):
+@pytest.mark.parametrize(("S", "times"), [(1, [6]), (2, [3, 6]), (4, [2, 3, 5, 6]), (6, [1, 2, 3, 4, 5, 6])])
+def test_a_strided_process_can_end_at_any_t_so_that_a_sampler_begins_there(S, times):
     diffusion, told = Diffusion(10), []
-    sub = diffusion.strided(tau, end=6)
+    sub = diffusion.strided(S, end=6)
     torch.testing.assert_close(sub.alpha_bar, diffusion.alpha_bar[[0, *times]])
     sub.ancestral(lambda x_t, t: told.append(t[0].item()) or x_t, torch.randn(2, 2))
     assert told == times[::-1]
@@ -268,9 +268,6 @@ def test_samplers_do_not_care_about_the_shape_of_the_data():
     (lambda: Diffusion(4, "linear"), "'linear'"),
     (lambda: Diffusion(4).strided(5), "steps = 5"),
     (lambda: Diffusion(4).strided(0), "steps = 0"),
-    (lambda: Diffusion(4).strided([1, 1, 4]), r"\[1, 1, 4\]"),
-    (lambda: Diffusion(4).strided([1, 3]), r"\[1, 3\]"),
-    (lambda: Diffusion(4).strided([1, 4], end=3), r"\[1, 4\]"),
     (lambda: Diffusion(4).strided(3, end=2), "steps = 3"),
     (lambda: Diffusion(4).strided(1, end=5), "end = 5"),
     (lambda: Diffusion(4).ddim(None, torch.zeros(1, 2), eta=1.5), "eta = 1.5"),

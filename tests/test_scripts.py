@@ -88,7 +88,7 @@ def test_the_bound_with_a_learned_variance_trains_and_is_evaluated_and_sampled_w
                          "--lr", "0.0003", "--predict", predict, "--loss", "bound", "--out", tmp_path)
     first, last = (float(row["loss"]) for row in log_of(tmp_path))
     assert status == 0 and last < first, err
-    status, out, _ = run("experiments/bound.py", tmp_path / "model.pt", "--batch", "4")
+    status, out, _ = run("experiments/bound.py", tmp_path / "model.pt", "--n", "4")
     assert status == 0 and out.splitlines()[1].split()[-1] == "learned" and float(out.splitlines()[-2].split()[-1]) > 0
     model = load(tmp_path / "model.pt")
     own, beta = (model.generate(4, **flags) for flags in ({}, {"variance": "beta"}))
@@ -239,7 +239,7 @@ def test_what_is_denoised_is_x_0_noised_to_t_by_2_and_the_same_for_every_model()
 
 
 def test_bound_prints_the_bound_and_the_terms_that_it_is_the_sum_of(runs, run):
-    status, out, _ = run("experiments/bound.py", runs / "DDPM" / "model.pt", "--batch", 4)
+    status, out, _ = run("experiments/bound.py", runs / "DDPM" / "model.pt", "--n", 4)
     _, _, *terms, total, error = (line.split() for line in out.splitlines())
     assert status == 0 and [term[0] for term in terms] == ["L_0", "L_1..L_3", "L_T"] and float(error[-1]) > 0
     assert terms[0][1] != terms[0][2]  # L_0 has beta_tilde_2 in the first column, beta_1 in the second
@@ -304,7 +304,7 @@ BAD = {
     "a batch of no fours": (["train_ddgan.py", *TINY, "--batch", "6", "--out", "{tmp}/w"], "--batch 6"),
     "(6) with one step": (["experiments/ablation.py", *TINY, "--T", "1", "--loss", "weighted", "--out", "{tmp}/w"],
                           "--T 2"),
-    "the bound of one image": (["experiments/bound.py", "{runs}/DDPM/model.pt", "--batch", "1"], "at least 2"),
+    "the bound of one image": (["experiments/bound.py", "{runs}/DDPM/model.pt", "--n", "1"], "at least 2"),
     "samples with --denoise": (["sample.py", "{runs}/DDGAN/model.pt", "--denoise", "0.5", "--npy", "{tmp}/x.npy"],
                                "--npy"),
     "a table of nothing": (["fid.py", "--csv", "{tmp}/none.csv", "--table"], "--csv"),

@@ -65,7 +65,7 @@ def test_ddgan_with_four_steps_covers_all_25_modes(tmp_path):
 
 @pytest.mark.parametrize("args", [
     ("--method", "ddpm", "--T", "5"),
-    ("--method", "gan"),
+    ("--T", "1"),
     ("--method", "siddm", "--z-dim", "0"),
     ("--objective", "wasserstein", "--T", "2")])
 def test_every_method_runs_and_says_what_it_did(args, tmp_path):
@@ -74,7 +74,6 @@ def test_every_method_runs_and_says_what_it_did(args, tmp_path):
 
 
 @pytest.mark.parametrize("args", [
-    ("--method", "gan", "--T", "4"),
     ("--table", "--T", "4"),
     ("--T", "0"),
     ("--out", "file/toy.png"),
