@@ -116,7 +116,7 @@ def main(argv=None):
         raise cli.BadInput(f"images and models of different shapes ({', '.join(map(str, sorted(shapes)))}), or one "
                            "image only: give others")
     if args.figure:
-        draw(models, x_0, args.figure)
+        draw(models, x_0, args.figure, args.seed)
     for path, model in models.items():
         torch.manual_seed(args.seed)
         print(f"{path}: {model.label}, z of {model.z_dim} dimensions, {len(x_0)} x_t, {args.draws} z each, "
