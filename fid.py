@@ -145,10 +145,10 @@ def plot(path, rows):
         lines.setdefault(label(name), {}).setdefault(step, []).append(float(row["fid"]))
     figure, axes = subplots(figsize=(8, 4), layout="constrained")
     for name, fids in sorted(lines.items()):
-        x = sorted(fids)
-        axes.plot(x, [statistics.fmean(fids[step]) for step in x], "o-", label=name)  # several runs: their mean
+        axes.plot(*zip(*sorted((step, statistics.fmean(found)) for step, found in fids.items())), "o-", label=name)
     axes.set(xlabel="denoising steps" if strided else "T", ylabel="FID",
              ylim=(0, None), xscale="log" if max(steps) > 20 * min(steps) else "linear",
+             xticks=sorted({*steps}), xticklabels=sorted({*steps}),
              title=label(", ".join(f"{c} {rows[0][c]}" for c in scoring if c not in varying)))
     figure.legend(loc="outside right upper")
     save_figure(figure, path)

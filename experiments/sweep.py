@@ -148,8 +148,8 @@ def draw(results):
     figure, axes = subplots(figsize=(6, 3.6), layout="constrained")
     for samples in ("2000", "10000"):
         draw_line(axes, f"{samples} samples", {T: fids(scores, [ddpm(T)], samples) for T in ALL_T["ddpm"]})
-    axes.set(xscale="log", ylim=(0, None), xlabel="T", ylabel="FID, fashion",
-             title="DDPM trained with T steps, figure 1")
+    axes.set(xscale="log", ylim=(0, None), xticks=ALL_T["ddpm"], xticklabels=ALL_T["ddpm"], xlabel="T",
+             ylabel="FID, fashion", title="DDPM trained with T steps, figure 1")
     save_curves(figure, axes, "fid-of-T-ddpm.png")
 
     figure, axes = subplots(figsize=(7, 4), layout="constrained")
@@ -158,7 +158,8 @@ def draw(results):
         draw_line(axes, objective, {T: fids(scores, runs) for T, runs in seeds.items()})
     proportional = {T: fids(scores, [ddgan("js", T, steps=1500 * T)]) for T in (1, 2, 4, 10)}
     draw_line(axes, "js, 1500 T steps", proportional, "k.--")
-    axes.set(ylim=(0, None), xlabel="T", ylabel="FID, fashion", title=f"DDGAN, {STEPS} steps of training, figures 3, 5")
+    axes.set(ylim=(0, None), xticks=ALL_T["js"], xlabel="T", ylabel="FID, fashion",
+             title=f"DDGAN, {STEPS} steps of training, figures 3, 5")
     save_curves(figure, axes, "fid-of-T-ddgan.png")
 
     for kind, all_T in ALL_T.items():  # figures 2, 4, 6-9
