@@ -171,7 +171,7 @@ class Diffusion:
 
     @torch.no_grad()
     def ddim(self, eps_theta, x_T, eta=0.0, clip=True):
-        """DDIM (Song, Meng, Ermon 2021, eqs. (12) and (16)): eta = 0 is deterministic, 1 is ancestral sampling.
+        """DDIM (Song, Meng, Ermon 2021, eqs. (12), (16)): eta = 0 is deterministic, 1 is `ancestral` with beta_tilde.
 
         eps_theta(x_t, t) -> eps (B, ...). Raises ValueError for eta outside [0, 1].
         """

@@ -227,7 +227,7 @@ def decoder_nll(x_0, mean, variance):
     # ndtr: the distribution function of N(0, 1)
     below = torch.where(x_0 < -0.999, 0, torch.special.ndtr((x_0 - 1 / 255 - mean) / sigma))
     above = torch.where(x_0 > 0.999, 1, torch.special.ndtr((x_0 + 1 / 255 - mean) / sigma))
-    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # ours: no log 0; 1e-12: a tail of 7 sigma
+    return -torch.log((above - below).clamp(min=1e-12)).flatten(1).sum(1)  # no log 0; as Ho et al.'s code
 
 
 def prior_kl(x_0, diffusion):

@@ -268,7 +268,7 @@ def main(argv=None):
     flag("--lr-d", type=rate, help="the same for D (default: 0.004, but 0.001 for siddm)")
     flag("--energy", type=number(float, 0), default=0.0, help="weight of the energy score in G's loss, for ddgan")
     flag("--afd", type=number(float, 0), default=1.0, help="weight lambda_AFD, for siddm")
-    flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser (14), for siddm")
+    flag("--reg", type=number(float, 0), default=1.0, help="weight of the regulariser, for siddm")
     flag("--z-dim", type=number(int, 0), default=8, help="dimensions of the latent z; 0 makes G deterministic")
     flag("--steps", type=number(int, 1), default=6000, help="optimiser steps")
     flag("--batch", type=number(int, 1), default=256, help="points in a step")

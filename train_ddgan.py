@@ -134,7 +134,7 @@ def main(argv=None):
     flag("--r1", type=weight, help="weight gamma of the R1 penalty; 0 is none, too much blinds D")
     flag("--gp", type=weight, help="weight of the gradient penalty of v2 (31)")
     flag("--drift", type=weight, help="weight of a penalty on V^2, which keeps D's outputs near 0; 0 is none")
-    flag("--reg", type=weight, default=0.0, help="weight of SIDDM's regulariser (14): D predicts x_0 from real x_{t-1}")
+    flag("--reg", type=weight, default=0.0, help="weight of SIDDM's regulariser: D predicts x_0 from real x_{t-1}")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
     flag("--energy", type=weight, default=0.0, help="weight of the energy score in G's loss, which makes G use z; "
          "ours, not the paper's")

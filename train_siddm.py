@@ -34,7 +34,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
         x_0_fake = G(x_t, z, t).float()
     x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
 
-    # D tells the marginals apart, C_psi predicts x_t from the fakes (13), the regulariser x_0 from the real (14)
+    # D tells the marginals apart, C_psi predicts x_t from the fakes, the regulariser x_0 from the real: Xu et al.'s
+    # (13) and (14)
     with bf16:
         V, C_psi, x_0_of_D = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([t, t]))
     V_real, V_fake = V.chunk(2)  # (2B,) -> 2 x (B,)
@@ -66,8 +67,8 @@ def main(argv=None):
     flag("--lr-g", type=rate, default=1e-4, help="Adam's learning rate for G, falling to 0 as a cosine")
     flag("--lr-d", type=rate, default=8e-4, help="the same for D; one that falls behind G stays at chance")
     flag("--afd", type=weight, default=1.0, help="weight lambda_AFD of the AFD term; 0 matches the marginals only")
-    flag("--gan", type=weight, default=1.0, help="weight of the adversarial losses (8), (9); 0: the AFD term alone")
-    flag("--reg", type=weight, default=1.0, help="weight of the regulariser (14): D predicts x_0 from a real x_{t-1}")
+    flag("--gan", type=weight, default=1.0, help="weight of the adversarial losses; 0: the AFD term alone")
+    flag("--reg", type=weight, default=1.0, help="weight of the regulariser: D predicts x_0 from a real x_{t-1}")
     flag("--z-dim", type=cli.number(int, 0), default=100, help="dimensions of the latent z; 0 is none")
     parser.set_defaults(schedule="cosine")  # Xu et al. 2023
     args = parse(parser, argv, cpu={"steps": 6000, "batch": 32})

@@ -225,7 +225,7 @@ class Critic(UNet):
 
     C_psi and x_0 are (B, channels, H, W). A U-Net with three 1 x 1 heads: V, large for real, is the mean of a logit for
     each pixel; sqrt(alpha_t) C_psi predicts x_t, so that C_psi is x_{t-1} itself where p_theta is the true posterior;
-    x_0 is for the regulariser (14).
+    x_0 is for the regulariser, their (14).
     """
 
     def __init__(self, channels=1, **sizes):

@@ -3,7 +3,7 @@
     python experiments/bound.py weights/ddpm.pt        # six minutes on one core
 
 Ho et al. 2020, eq. (5): L_0 + L_1 + ... + L_T >= -log p(x_0), with one x_t drawn for each image and t. The reverse
-process has the variance beta-tilde_t or beta_t, or the one that it has learned.
+process is the sampler's: the predicted x_0 is clipped, and the variance is beta-tilde_t or beta_t, or the learned one.
 """
 
 import sys
@@ -38,14 +38,15 @@ def bound_terms(model, x_0):
         x_t = diffusion.q_sample(x_0, t, eps)
         with model.autocast():
             prediction, v = model.eps_and_v(x_t, t)
+        x_0_theta = diffusion.x_0_from_eps(x_t, prediction, t).clamp(-1, 1)
         choices = [diffusion.learned_variance(v, t)] if model.learned else variances(model)
         if step == 1:  # Ho et al. 2020, sec. 3.3; beta_tilde_1 is 0. Their code has beta_tilde_2 for both choices
             beta_1 = diffusion.beta[1]
             of_1 = {"beta_tilde": diffusion.beta_tilde[2] if model.T > 1 else beta_1, "beta": beta_1}
-            x_0_of_1 = diffusion.x_0_from_eps(x_t, prediction, t)
-            L = [decoder_nll(x_0, x_0_of_1, variance if model.learned else of_1[variance]) for variance in choices]
+            L = [decoder_nll(x_0, x_0_theta, variance if model.learned else of_1[variance]) for variance in choices]
         else:
-            L = [weighted_loss(eps, prediction, t, diffusion, variance) for variance in choices]
+            eps_theta = diffusion.eps_from_x_0(x_t, x_0_theta, t)
+            L = [weighted_loss(eps, eps_theta, t, diffusion, variance) for variance in choices]
         terms.append(torch.stack(L).double())
     terms.append(prior_kl(x_0, diffusion).double().expand(len(L), -1))
     return torch.stack(terms) / (math.log(2) * x_0[0].numel())
