@@ -66,6 +66,12 @@ def test_posterior_at_t_1_is_x_0_with_variance_0(T):
     assert torch.equal(mean, x_0) and not variance.any()
 
 
+def test_tables_at_4_agree_with_those_of_ddgans_code():
+    s = 1e-3 + (1 - 1e-3) * torch.arange(5, dtype=torch.float64) / 4  # its time begins at 0.001
+    alpha_bar = torch.exp(-0.1 * s - 19.9 * s**2 / 2)
+    assert (Diffusion(4).alpha_bar - alpha_bar / alpha_bar[0]).abs().max() < 3e-3
+
+
 def test_tables_at_1000_agree_with_the_linear_schedule_of_ddpm():
     beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     ours = Diffusion(1000).alpha_bar[1:].double()
@@ -223,14 +229,25 @@ def test_a_predicted_x_0_is_clipped_to_the_range_of_images_unless_told_otherwise
     torch.testing.assert_close(sample(diffusion, beyond, x_T, clip=False), torch.full((4, 2), 5.0), rtol=0, atol=0.01)
 
 
-def test_ancestral_step_is_algorithm_2_as_printed():
-    diffusion, x_t, eps = Diffusion(10), torch.randn(3, 2), torch.randn(3, 2)
-    for t in range(1, 11):
-        alpha, alpha_bar = diffusion.alpha[t], diffusion.alpha_bar[t]
-        printed = (x_t - (1 - alpha) / torch.sqrt(1 - alpha_bar) * eps) / torch.sqrt(alpha)
-        time = torch.full((3,), t)
-        mean, _ = diffusion.posterior(diffusion.x_0_from_eps(x_t, eps, time), x_t, time)
-        torch.testing.assert_close(mean, printed, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_ancestral_step_is_algorithm_2_as_printed(variance):
+    diffusion, x_T, eps = Diffusion(10), torch.randn(3, 2), torch.randn(11, 3, 2)
+    torch.manual_seed(1)
+    drawn = diffusion.ancestral(lambda x_t, t: eps[t[0]], x_T, variance, clip=False)
+    torch.manual_seed(1)
+    x_t = x_T.double()
+    for t in range(10, 0, -1):
+        alpha, alpha_bar = diffusion.alpha[t].double(), diffusion.alpha_bar[t].double()
+        noise = getattr(diffusion, variance)[t].sqrt() * torch.randn(3, 2) if t > 1 else 0
+        x_t = (x_t - (1 - alpha) / torch.sqrt(1 - alpha_bar) * eps[t]) / torch.sqrt(alpha) + noise
+    torch.testing.assert_close(drawn.double(), x_t, rtol=0, atol=2e-6 * x_t.abs().max().item())  # float32
+
+
+def test_ddims_noise_has_eta_times_the_posteriors_deviation():
+    """Song, Meng, Ermon 2021, eq. (16): from x_2 = 0 with eps_theta = 0, x_1 is sigma_2 z."""
+    diffusion, n, seen = Diffusion(2), 100_000, []
+    diffusion.ddim(lambda x_t, t: seen.append(x_t) or torch.zeros_like(x_t), torch.zeros(n, 1), eta=0.5)
+    assert seen[1].std() == pytest.approx(0.5 * diffusion.beta_tilde[2].sqrt().item(), rel=5 / math.sqrt(2 * n))
 
 
 @pytest.mark.parametrize("S", [1, 7, 10])

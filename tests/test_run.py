@@ -19,8 +19,8 @@ import sample
 import train_ddgan
 import train_ddpm
 import train_siddm
-from model import load
-from run import Run, parse, training_parser
+from model import Model, load
+from run import MovingAverage, Run, parse, training_parser
 
 TINY = ["--preset", "cpu", "--width", "8", "--batch", "4", "--device", "cpu", "--T", "2"]
 TRAINERS = {"DDPM": train_ddpm, "DDGAN": train_ddgan, "SIDDM": train_siddm}
@@ -52,19 +52,19 @@ def images(tmp_path, monkeypatch):
 
 # Your own images
 
-@pytest.mark.parametrize(("data", "shape"), [
-    ("mnist", (1, 28, 28)),
-    ("colour.npy", (3, 32, 32)),
-    ("pictures", (1, 16, 16)),
-    ("wide.npy", (2, 8, 12)),
-    ("grey.npy", (1, 28, 28))])
-@pytest.mark.parametrize("method", TRAINERS)
+@pytest.mark.parametrize(("method", "data", "shape"), [
+    ("DDPM", "mnist", (1, 28, 28)),
+    ("DDGAN", "grey.npy", (1, 28, 28)),
+    ("DDGAN", "colour.npy", (3, 32, 32)),
+    ("SIDDM", "pictures", (1, 16, 16)),
+    *((method, "wide.npy", (2, 8, 12)) for method in TRAINERS)])
 def test_any_images_are_trained_resumed_sampled_and_scored(method, data, shape, images, monkeypatch, capsys):
     TRAINERS[method].main([*TINY, "--data", data, "--steps", "2", "--out", "run"])
     TRAINERS[method].main(["--resume", "--steps", "3", "--out", "run", "--device", "cpu"])
     assert f"{data} (12 images, {' x '.join(map(str, shape))})" in capsys.readouterr().err
     model = load("run/model.pt")
     assert model.shape == shape and model.args["data"] in (data, os.path.abspath(data)) and model.args["step"] == 3
+    assert model.args["schedule"] == ("cosine" if method == "SIDDM" else "vp")
     assert model.generate(2).shape == (2, *shape)
     sample.main(["run/model.pt", "-n", "6", "--npy", "samples.npy", "--device", "cpu"])
     assert np.load("samples.npy").shape == (6, *shape) and Image.open("samples.png").size[0] > 0
@@ -83,8 +83,9 @@ def test_colour_images_are_scored_on_inceptions_layout(images, monkeypatch, caps
     torch.manual_seed(0)
     torch.save(Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict(), "weights.pth")
     np.save("few.npy", noise(4, 3, 32, 32))
-    fid.main(["few.npy", "--reference", "few.npy", "--inception-weights", "weights.pth", "--device", "cpu"])
-    assert "FID 0.0" in capsys.readouterr().out
+    fid.main(["few.npy", "--reference", "few.npy", "--inception-weights", "weights.pth", "--dims", "64",
+              "--device", "cpu"])
+    assert "FID 0.0000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("shape", "named"), [((4, 30, 28), "28 x 28 or 32 x 28"), ((4, 3, 2, 9), "4 x 8 or 4 x 12")])
@@ -125,6 +126,8 @@ def test_help_shows_the_values_that_will_be_used(trainer, capsys):
     assert "optimiser steps (default: 60000)" in shown["gpu"] and "optimiser steps (default: 60000)" not in shown["cpu"]
     assert "images in a step (default: 128)" in shown["gpu"] and "multiple of 8 (default: 64)" in shown["gpu"]
     assert "None" not in shown["gpu"]
+    steps, batch = {"train_ddpm": (7000, 64), "train_ddgan": (8500, 32), "train_siddm": (6000, 32)}[trainer.__name__]
+    assert f"optimiser steps (default: {steps})" in shown["cpu"] and f"in a step (default: {batch})" in shown["cpu"]
 
 
 def test_help_of_an_objective_shows_its_recipe(capsys):
@@ -330,12 +333,10 @@ def test_a_model_holds_the_average_of_the_weights_in_half_precision(method, imag
     assert any((saved["0.999"][name] != value).any() for name, value in raw["0.999"].items())
 
 
-@pytest.mark.parametrize("name", ["sample.py", "fid.py", "train_ddgan.py", "toy.py"])
-def test_every_script_works_from_a_notebooks_cell(name, images):
+@pytest.mark.parametrize("name", ["sample.py", "toy.py"])
+def test_a_script_that_draws_by_matplotlib_works_from_a_notebooks_cell(name, images):
     """!python sample.py ..., where MPLBACKEND names a backend that the virtual environment does not have."""
     flags = {"sample.py": [HOME / "weights/ddgan.pt", HOME / "weights/siddm.pt", "-n", "2"],
-             "fid.py": ["grey.npy", "--reference", "grey.npy", "--features", "fashion"],
-             "train_ddgan.py": [*TINY, "--data", "grey.npy", "--steps", "1", "--out", "run"],
              "toy.py": ["--steps", "1", "--batch", "8"]}[name]
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, HOME / name, *flags], capture_output=True, text=True, env=environment,
@@ -375,6 +376,30 @@ def test_resuming_from_another_folder_finds_its_images(images, monkeypatch):
     os.rename("../grey.npy", "../moved.npy")
     train_ddpm.main(["--resume", "--steps", "3", "--data", "../moved.npy", "--out", "../run"])
     assert load("../run/model.pt").args["step"] == 3
+
+
+def test_the_moving_average_forgets_the_first_weights_and_then_moves_at_its_decay():
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = MovingAverage(network, decay=0.9)
+    expected = None
+    for n in range(200):
+        torch.nn.init.constant_(network.weight, float(n))
+        ema.update_parameters(network)
+        d = min(0.9, (1 + n) / (10 + n))
+        expected = float(n) if expected is None else d * expected + (1 - d) * n
+    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(199 - 9, abs=0.01)  # the lag of an average of decay 0.9 behind a ramp: d / (1 - d)
+
+
+def test_every_step_of_a_model_is_a_time_for_denoise():
+    model = Model({"method": "DDGAN", "T": 100, "schedule": "vp", "shape": (1, 28, 28),
+                   "network": {"z_dim": 0, "width": 8, "mult": (1,), "blocks": 1, "fold": 4}})
+    x_0 = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    for i in range(1, 101):
+        assert sample.denoise(model, x_0, i / 100, draws=1)[1].shape == (1, 1, 1, 28, 28)
+    for s in (0.005, 1e-9):
+        with pytest.raises(cli.BadInput, match="multiple of 1/100"):
+            sample.denoise(model, x_0, s, draws=1)
 
 
 # Weights that are not finite, names that stdout has not

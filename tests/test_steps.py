@@ -165,3 +165,16 @@ def test_the_loss_of_c_gives_siddms_g_no_gradient_and_the_afd_term_gives_c_none(
     assert not D.calls[0][0][0].requires_grad  # what D and C learn from is cut off from G
     (G_0, _, _), (G_0_reg, _, _) = siddm_step(afd=0.0), siddm_step(afd=0.0, reg=9.0)
     assert torch.equal(G_0.layer.weight.grad, G_0_reg.layer.weight.grad)
+
+
+@pytest.mark.parametrize(("objective", "T", "r1"), [
+    ("js", 1, 0.5),
+    ("js", 2, 0.1),
+    ("reverse-kl", 2, 0.5),
+    ("hellinger", 3, 0.5),
+    ("hellinger", 4, 0.1),
+    ("js", 10, 0.0064),
+    ("wasserstein", 1, 0),
+    ("wasserstein", 10, 0)])
+def test_r1_is_larger_for_few_steps_and_falls_as_t_cubed_beyond_four(objective, T, r1):
+    assert train_ddgan.recipe(objective, T)["r1"] == r1

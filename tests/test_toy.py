@@ -56,7 +56,7 @@ def test_the_exact_posterior_is_bayes_rule():
 
 
 def test_ddgan_with_four_steps_covers_all_25_modes(tmp_path):
-    done = run("--out", tmp_path / "toy.png")
+    done = run("--steps", 3000, "--out", tmp_path / "toy.png")  # figures/claims.csv: 93 to 94 %, seeds 0 to 2
     print(done.stdout, done.stderr[-500:])
     assert done.returncode == 0 and (tmp_path / "toy.png").read_bytes()[:4] == b"\x89PNG"
     modes, quality = re.search(r"(\d+) of 25 modes, ([\d.]+) % high-quality", done.stdout).groups()

@@ -34,7 +34,9 @@ def test_shapes_in_are_shapes_out(fold, channels, size):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_and_runs(name):
-    assert UNet(**preset(name))(torch.randn(1, 1, 28, 28), torch.tensor([1])).shape == (1, 1, 28, 28)
+    x, t = torch.randn(4, 1, 28, 28), torch.ones(4, dtype=torch.int64)
+    assert UNet(**preset(name))(x, t).shape == Generator(ALPHA_BAR, **preset(name))(x, torch.randn(4, 100), t).shape
+    assert Discriminator(**preset(name))(x, x, t).shape == (4,)
     assert preset(name, 16)["width"] == 16 and preset(name)["width"] == PRESETS[name]["width"]
 
 
@@ -67,9 +69,19 @@ def test_z_takes_the_place_of_x_t_where_x_t_is_noise_and_no_variance_is_lost():
     assert x_t[0] > 0.9 and x_t[-1] < 0.01
 
 
-def test_attention_begins_as_its_input_and_a_bias_and_where_its_head_is_0_c_psi_is_x_prev():
+def test_attention_begins_as_its_input_and_a_bias():
     h, attention = torch.randn(2, 16, 7, 7), Attention(16)
     torch.testing.assert_close(attention(h), h + attention.out.bias[:, None, None])
+
+
+def test_attention_is_a_softmax_over_all_positions():
+    x, attention = torch.randn(2, 16, 3, 5), waken(Attention(16))
+    q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, dim=1)  # 3 x (B, C, H*W)
+    weights = (q.mT @ k / 16**0.5).softmax(2)
+    torch.testing.assert_close(attention(x), x + attention.out((v @ weights.mT).view_as(x)))
+
+
+def test_c_psi_is_a_correction_of_x_prev():
     critic, x_prev = Critic(**SMALL), torch.randn(4, 1, 28, 28)
     torch.nn.init.zeros_(critic.out.weight)
     torch.nn.init.zeros_(critic.out.bias)
@@ -80,9 +92,13 @@ def test_attention_begins_as_its_input_and_a_bias_and_where_its_head_is_0_c_psi_
 def test_all_parameters_of_each_network_are_trained():
     x, z, t = torch.randn(4, 1, 28, 28), torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
     for network, inputs in ((UNet(**SMALL), (x, t)),
+                            (UNet(**SMALL, learned=True), (x, t)),
                             (Generator(ALPHA_BAR, z_dim=8, **SMALL), (x, z, t)),
-                            (Discriminator(**SMALL), (x, x, t))):
-        waken(network)(*inputs).square().sum().backward()
+                            (Discriminator(**SMALL), (x, x, t)),
+                            (Critic(**SMALL), (x, t))):
+        outputs = waken(network)(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum(output.square().sum() for output in outputs).backward()
         idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not idle, idle
 
