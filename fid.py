@@ -215,7 +215,7 @@ def score(args):
         generated, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
         for n in counts:
             few = min(n, len(neighbours))  # precision and recall want as many of either kind
-            precision, recall = precision_recall(neighbours[:few], generated[:few])
+            precision, recall = precision_recall(*(part[:few].to(args.device) for part in (neighbours, generated)))
             fid = frechet_distance(mu, sigma, *moments(generated[:n].split(1000)))
             spread = bootstrap_spread(mu, sigma, generated[:n])
             yield path, row | {"samples": str(n), "fid": f"{fid:.4f}", "spread": f"{spread:.4f}",

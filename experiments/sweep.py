@@ -30,6 +30,7 @@ import torch
 from data import save_figure, subplots
 from fid import read_csv
 from sample import save_rows
+from unet import PRESETS
 
 COMPARED = ["js", "hellinger", "reverse-kl", "total-variation", "wasserstein"]  # the paper's
 STEPS = 6000  # of a DDGAN
@@ -55,7 +56,7 @@ RUNS = dict([  # in this order
     *(ddgan("js", T) for T in (1, 10, 2, 8, 6)),
     *(ddpm(T) for T in ALL_T["ddpm"]),
     *(ddgan(objective, T) for T in (1, 10, 2, 8, 6) for objective in COMPARED[1:]),
-    *(ddgan(objective, T, seed=seed) for T in (4, 10) for objective in ("js", "hellinger") for seed in (1, 2)),
+    *(ddgan(objective, T, seed=seed) for T in (4, 10, 1) for objective in COMPARED for seed in (1, 2)),
     *(ddgan("js", T, steps=1500 * T) for T in (1, 2, 10)),  # every t trained as often; T = 4 is above
 ])
 
@@ -66,10 +67,10 @@ def unscored(name, results):
     return [count for count in RUNS[name][1] if (name, count) not in scored]
 
 
-def train_and_score(name, folder, results, device, running):
+def train_and_score(name, folder, results, device, preset, running):
     """Train a run, or what is left of it, draw its 20 samples and score it; CalledProcessError if one of these fails.
 
-    running: a set that holds the process at work.
+    preset: the networks' size; running: a set that holds the process at work.
     """
     counts = unscored(name, results)
     if not counts:  # another sweep was faster
@@ -77,7 +78,7 @@ def train_and_score(name, folder, results, device, running):
     (script, *flags), _ = RUNS[name]
     out, model, samples = folder / name, folder / name / "model.pt", results / "samples" / f"{name}.npy"
     on, resume = ["--device", str(device)], ["--resume"] if (out / "checkpoint.pt").exists() else []
-    commands = [[script, *flags, *on, "--out", out, *resume],
+    commands = [[script, *flags, "--preset", preset, *on, "--out", out, *resume],
                 ["sample.py", model, *on, "-n", "20", "--npy", samples, "--out", out / "samples.png"],
                 ["fid.py", model, *on, "--features", "fashion", "--samples", *counts, "--csv", results / "sweep.csv"]]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -92,14 +93,14 @@ def train_and_score(name, folder, results, device, running):
                 raise subprocess.CalledProcessError(status, script)
 
 
-def run_all(names, folder, results, device, jobs):
+def run_all(names, folder, results, device, preset, jobs):
     """Train and score the named runs, `jobs` at a time; returns the number of those that failed."""
     if not names:
         return 0
     failed, running, pool = 0, set(), ThreadPoolExecutor(jobs)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        waiting = {pool.submit(train_and_score, name, folder, results, device, running): name for name in names}
+        waiting = {pool.submit(train_and_score, name, folder, results, device, preset, running): name for name in names}
         for job in as_completed(waiting):
             name = waiting[job]
             try:
@@ -179,11 +180,13 @@ def main(argv=None):
     flag("--jobs", type=cli.number(int, 1), help="runs at a time (default: 2 on a CPU, 1 on a GPU)")
     flag("--folder", type=cli.path, default=HOME / "runs" / "sweep", help="of the runs")
     flag("--results", type=cli.path, help="folder of sweep.csv, the samples and the figures; a new one begins anew "
-         "(default: figures, whose results are of the cpu preset; on a GPU figures/gpu)")
+         "(default: figures, for the preset gpu figures/gpu)")
     flag("--device", type=cli.device, default=cli.default_device(), help="where to train")
+    flag("--preset", choices=list(PRESETS), help="sizes of the networks (default: gpu on a GPU, else cpu)")
     args = parser.parse_args(argv)
     on_gpu = args.device.type == "cuda"
-    folder, results = Path(args.folder), Path(args.results or HOME / "figures" / ("gpu" if on_gpu else ""))
+    preset = args.preset or ("gpu" if on_gpu else "cpu")
+    folder, results = Path(args.folder), Path(args.results or HOME / "figures" / ("gpu" if preset == "gpu" else ""))
     for pattern in args.names:
         if not fnmatch.filter(RUNS, pattern):
             raise cli.BadInput(f"{pattern} is none of the runs: {', '.join(RUNS)}")
@@ -194,7 +197,7 @@ def main(argv=None):
     left = [] if args.draw else [name for name in chosen if unscored(name, results)]
     if not left and not args.draw:
         print(f"nothing is left to do: {results / 'sweep.csv'} has the scores")
-    failed = run_all(left, folder, results, args.device, args.jobs or (1 if on_gpu else 2))
+    failed = run_all(left, folder, results, args.device, preset, args.jobs or (1 if on_gpu else 2))
     print(f"wrote into {results}: {', '.join(draw(results)) or 'nothing, for nothing is scored yet'}")
     if failed:
         raise SystemExit(1)

@@ -32,9 +32,8 @@ def test_the_runs_are_those_of_the_figures():
     for objective in ("js", "hellinger", "reverse-kl", "total-variation", "wasserstein"):
         expected |= {f"{objective}-{T}": ("train_ddgan.py", objective, T, 6000, 0, ["10000"])
                      for T in (1, 2, 4, 6, 8, 10)}
-    for objective in ("js", "hellinger"):
         expected |= {f"{objective}-{T}-seed{seed}": ("train_ddgan.py", objective, T, 6000, seed, ["10000"])
-                     for T in (4, 10) for seed in (1, 2)}
+                     for T in (1, 4, 10) for seed in (1, 2)}
     expected |= {f"js-{T}-steps{1500 * T}": ("train_ddgan.py", "js", T, 1500 * T, 0, ["10000"]) for T in (1, 2, 10)}
     expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, 7000, 0, ["2000", "10000"]) for T in (10, 20, 50, 100)}
     expected |= {f"ddpm-{T}": ("train_ddpm.py", None, T, 7000, 0, ["2000"]) for T in (200, 500, 1000)}
