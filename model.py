@@ -158,7 +158,7 @@ class Model:
     def generate(self, n, seed=0, batch=500, amp=None, progress=False, edit=None, **sampler_arguments):
         """Draw n images: uint8 (n, C, H, W) on the CPU. Leaves the caller's random state as it was.
 
-        edit: uint8 (n, C, H, W), what to begin from, noised to t = `start` by eq. (2), instead of x_T ~ N(0, I).
+        edit: uint8 (n, C, H, W) or more, what to begin from, noised to t = `start` by eq. (2), not x_T ~ N(0, I).
         A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
         amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, and for a
         start below T without an edit.
@@ -174,7 +174,7 @@ class Model:
                 x_t = torch.randn(min(batch, n - first), *self.shape, device=self.device)
                 if edit is not None:
                     t = torch.full((len(x_t),), start, device=self.device)
-                    x_t = self.diffusion.q_sample(normalize(edit[first:first + batch].to(self.device)), t, eps=x_t)
+                    x_t = self.diffusion.q_sample(normalize(edit[first:first + len(x_t)].to(self.device)), t, eps=x_t)
                 try:
                     images.append(to_uint8(sample(x_t)).cpu())
                 except ValueError as error:

@@ -42,7 +42,7 @@ RECIPES = {
     # gp of v2 (31) takes the place of r1: 10 is Gulrajani et al. 2017, sec. 4's
     "wasserstein": {"r1": 0.0, "gp": 10.0, "drift": 0.0, "generator": "minimax"},
     # with minimax G's gradient exp(V - 1) vanishes where D is sure of a fake. A fake taken for real costs D exp(V - 1):
-    # without drift and an R1 of 0.1 such costs throw D back, and G draws a few shapes only
+    # without drift, or with less R1, such costs throw D back, and G draws a few shapes only
     "kl": {"r1": 0.1, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},
     # minimax would push fakes with V < -2 the wrong way; the best V, 2 (q/p - 1), has no bound: drift gives it one
     "pearson": {"r1": 0.01, "gp": 0.0, "drift": 0.1, "generator": "non-saturating"},

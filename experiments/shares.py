@@ -1,7 +1,8 @@
 """The kinds of garments among samples, as the fashion classifier sees them: python experiments/shares.py MODEL ...
 
-A line for each model, in percent: the ten kinds, and how many would have to be of another kind for the shares to be the
-test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps. As many training images say what of that is chance.
+A line for the test set and for each model, in percent: the ten kinds, and "off", how many would have to be of another
+kind for the shares to be the test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps. The line of 2,000
+training images shows how much of "off" is chance.
 """
 
 import sys

@@ -91,7 +91,7 @@ def test_the_energy_scores_gradient_is_finite_where_two_draws_coincide():
 
 
 def test_near_a_generator_that_ignores_z_the_energy_score_falls_as_z_is_used_more():
-    """On 25 Gaussians, at small weights of z; at 0 itself two draws coincide, and the term that rewards z has none."""
+    """On 25 Gaussians, at small weights of z; at 0 two draws coincide, and what rewards z has the gradient 0."""
     diffusion, G = Diffusion(4, "slow-cosine"), toy.Generator(4, z_dim=8)
     torch.nn.init.normal_(G.layers[-1].weight, std=0.1)  # G's last layer begins as 0, which hides all others
     with torch.no_grad():
