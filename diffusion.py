@@ -144,7 +144,7 @@ class Diffusion:
 
     # -- reverse samplers ---------------------------------------------------------------------------------
     # Each starts from x_T ~ N(0, I), (B, ...), or from any x_t on strided(..., end=t), and returns x_0. `clip` bounds
-    # the predicted x_0 to [-1, 1], as every image DDPM does; leave it off for points.
+    # the predicted x_0 to [-1, 1], as every image DDPM does; for points pass clip=False.
 
     @torch.no_grad()
     def ancestral(self, eps_theta, x_T, variance="beta_tilde", clip=True):

@@ -34,14 +34,11 @@ def gaps(V_real, V_fake, t, T):
     return (V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0)
 
 
-# -- DDGAN: section 2.3 -----------------------------------------------------------------------------------------
+# -- section 2.3 as printed: SIDDM trains with it, DDGAN with the row "js" below ---------------------------------
 
 
 def gan_loss_D(V_real, V_fake):
-    """Eq. (8) with D = sigmoid(V), on outputs (B,): D minimises E_q[-log D] + E_p[-log(1 - D)].
-
-    This and gan_loss_G are SIDDM's; a DDGAN takes the same, up to a constant, from the row "js" below.
-    """
+    """Eq. (8) with D = sigmoid(V), on outputs (B,): D minimises E_q[-log D] + E_p[-log(1 - D)]."""
     V_real, V_fake = critic_values(V_real), critic_values(V_fake)
     minus_log_D_real = -F.logsigmoid(V_real)
     minus_log_1_minus_D_fake = -F.logsigmoid(-V_fake)  # 1 - sigmoid(V) = sigmoid(-V)
@@ -69,6 +66,8 @@ class FDivergence(Objective):
     """D_f(Q||P) = E_p[f(q/p)], eq. (11), of the data q and the model p, as a GAN: one row of the table.
 
     f is convex with f(1) = 0 and df is its derivative; f_star its conjugate, eq. (12), on domain = (low, high).
+    Training takes g and f_star_g alone; the others say which divergence it is, and tests/test_losses.py holds those two
+    to them.
     """
 
     f: Callable

@@ -5,7 +5,8 @@
 
 Writes into runs/ddgan: model.pt, checkpoint.pt, log.csv, grids of samples, as train_ddpm.py does. Watch gap_1 .. gap_T,
 the mean of V(real) - V(fake) for each t: it should be clearly positive at t = 1 and fall with t. The losses say little,
-because at large t real and fake are both almost noise.
+because at large t real and fake are both almost noise. loss_D is minus the bound (18), without the penalties; for js it
+is (8) less 2 log 2, and 0 means chance.
 """
 
 import cli  # before torch, so that Ctrl-C is quiet from here on
@@ -73,8 +74,11 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     """One step of D and one of G on clean data x_0 (B, ...), sections 2.3 and 2.4; returns losses and gaps for the log.
 
     G(x_t, z, t) -> x_0 (B, ...), z of (B, z_dim); D(x_{t-1}, x_t, t) -> V (B,), else ValueError; unet.Discriminator
-    needs a B that is a multiple of 4. r1, gp, drift, reg: weights of D's penalties, energy: of the energy score; amp:
-    compute the networks in bfloat16. For images, js and T = 4 main passes r1 = lazy_r1(0.1, step).
+    needs a B that is a multiple of 4, and for reg its own reg=True. r1, gp, drift, reg: weights of D's penalties,
+    energy: of the energy score; amp: compute the networks in bfloat16. The defaults are js without penalties. What
+    main passes for an objective NAME: row = recipe(NAME, T), OBJECTIVES[NAME], GENERATOR_LOSSES[row["generator"]],
+    r1=lazy_r1(row["r1"], step), gp=row["gp"], drift=row["drift"]. Of what it returns, the losses are scalars that still
+    have their graph, and gap is what losses.gaps returns.
     """
     bf16 = torch.autocast(x_0.device.type, torch.bfloat16, enabled=amp)
     t = torch.randint(1, diffusion.T + 1, (len(x_0),), device=x_0.device)
@@ -84,7 +88,7 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
         x_0_fake = G(x_t, z, t).float()
     x_prev_fake = diffusion.posterior_sample(x_0_fake, x_t, t)  # eq. (10)
 
-    # D maximises the bound (18): real and fake in one batch, which is faster; D's groups of four do not mix them
+    # D maximises the bound (18): real and fake in one batch, which is faster; if 4 divides B, D's groups mix neither
     with bf16:
         V = D(torch.cat([x_prev, x_prev_fake.detach()]), torch.cat([x_t, x_t]), torch.cat([t, t]))
     V_real, V_fake = V.chunk(2)  # (2B,) -> 2 x (B,)
@@ -103,7 +107,6 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
     optimizer_D.step()
 
     # G minimises the bound, or its non-saturating form as in (9), against the D just updated, with the same fakes
-    D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
         V_fake_new = D(x_prev_fake, x_t, t)
     loss_G = generator_loss(V_fake_new, objective)
@@ -113,9 +116,8 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, objective=
             x_0_fake_2 = G(x_t, torch.randn_like(z), t).float()
         score = energy_score(x_0, x_0_fake, x_0_fake_2)
     optimizer_G.zero_grad()
-    (loss_G + energy * score).backward()
+    (loss_G + energy * score).backward(inputs=[*G.parameters()])  # gradients through D, not of it
     optimizer_G.step()
-    D.requires_grad_(True)
 
     log = {"loss_D": loss_D, "loss_G": loss_G, "gap": gaps(V_real, V_fake, t, diffusion.T)}
     return log | {"energy": score} if energy else log

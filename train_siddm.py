@@ -47,15 +47,14 @@ def train_step(G, D, optimizer_G, optimizer_D, x_0, diffusion, z_dim, afd=1.0, r
     optimizer_D.step()
 
     # G: the marginals by (9), the conditionals by cross-entropy - entropy, C_psi's likelihood standing for the latter
-    D.requires_grad_(False)  # gradients through D, not of it
     with bf16:
         V_fake_new, C_psi_new, _ = D(x_prev_fake, t)
     loss_G = gan_loss_G(V_fake_new)  # (9)
+    # x_t is the one that G was given; Xu et al. draw another forwards from the generated x_{t-1}
     afd_term = forward_nll(x_t, x_prev_fake, t, diffusion) - forward_nll(x_t, C_psi_new, t, diffusion)
     optimizer_G.zero_grad()
-    (gan * loss_G + afd * afd_term).backward()
+    (gan * loss_G + afd * afd_term).backward(inputs=[*G.parameters()])  # gradients through D, not of it
     optimizer_G.step()
-    D.requires_grad_(True)
 
     return {"loss_D": loss_D, "loss_G": loss_G, "loss_C": loss_C, "afd": afd_term, "regulariser": regulariser,
             "gap": gaps(V_real, V_fake, t, diffusion.T)}

@@ -150,10 +150,10 @@ class UNet(nn.Module):
 class Generator(UNet):
     """G(x_t, z, t) -> x_0 in [-1, 1], sec. 3.2: x_t (B, channels, H, W), z (B, z_dim), t int64 (B,).
 
-    alpha_bar: the diffusion's table (T+1,); size = (H, W). A linear layer makes z an image of noise beside x_t. G
-    could choose among the possible x_0 by the noise in x_t as well as by z, and would then ignore z. So x_t enters as
-    c_t x_t, turned down where it is mostly noise, and z's image as sqrt(1 - c_t^2) of itself. With z_dim = 0 there is
-    neither: G(x_t, t) is one image.
+    alpha_bar: the table (T+1,) of the Diffusion that trains and samples it; size = (H, W). A linear layer makes z an
+    image of noise beside x_t. G could choose among the possible x_0 by the noise in x_t as well as by z, and would then
+    ignore z. So x_t enters as c_t x_t, turned down where it is mostly noise, and z's image as sqrt(1 - c_t^2) of
+    itself. With z_dim = 0 there is neither: G(x_t, t) is one image.
     """
 
     def __init__(self, alpha_bar, z_dim=100, channels=1, size=(28, 28), **sizes):
@@ -176,8 +176,10 @@ class Generator(UNet):
 def minibatch_stddev(h, group=4):
     """How much `group` neighbours in the batch differ: (B, C, H, W) -> (B, 1, H, W). Karras et al. 2018, sec. 3.
 
-    Groups of four as in StyleGAN. Raises RuntimeError unless group divides B.
+    Groups of four as in StyleGAN. Raises ValueError unless group divides B.
     """
+    if len(h) % group:
+        raise ValueError(f"a batch of {len(h)}: D compares images {group} by {group}, so give a multiple of {group}")
     groups = h.float().unflatten(0, (-1, group))  # (B, C, H, W) -> (B/4, 4, C, H, W)
     # -> (B/4, C, H, W); groups.var(1) takes six times as long on a CPU
     variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)

@@ -1,6 +1,6 @@
 """FID as a function of T: train, score and draw all that figures 1 to 9 show.
 
-    python experiments/sweep.py                    # all, 30 hours of one CPU core; begun again it goes on where it was
+    python experiments/sweep.py                    # all, 40 hours of one CPU core; begun again it goes on where it was
     python experiments/sweep.py 'js-*' ddpm-10     # these runs only
     python experiments/sweep.py --draw             # the figures, from what is scored so far
 

@@ -100,6 +100,23 @@ def test_ddgans_losses_are_the_objectives_of_what_d_says_of_real_and_fake(name, 
     assert log["loss_G"].item() == pytest.approx(generator_loss(V_new.squeeze(1), objective).item())
 
 
+@pytest.mark.parametrize("step", [ddgan_step, siddm_step])
+def test_gs_half_of_a_step_leaves_d_as_it_was(step, monkeypatch):
+    """Whether or not it comes to its end: a D left frozen would skip its next updates in silence."""
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    G, D, _ = step()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_siddm, "gan_loss_G", stop)
+        of_D = []
+        patch.setattr(torch.optim.SGD, "step", lambda optimizer: of_D.extend(optimizer.param_groups[0]["params"]))
+        step(**({"generator_loss": stop} if step is ddgan_step else {}))
+    for p, stopped in zip(D.parameters(), of_D, strict=True):
+        assert stopped.requires_grad and torch.equal(p.grad, stopped.grad)
+    assert all(p.grad.abs().sum() > 0 for p in G.parameters())
+
+
 def test_drift_pulls_every_output_of_ddgans_d_to_0():
     V, V_drift = (ddgan_step(drift=drift)[1].calls[0][1][0] for drift in (0.0, 3.0))
     torch.testing.assert_close(V_drift.grad - V.grad, 3 * 2 * V.detach() / len(V))  # of 3 mean V^2

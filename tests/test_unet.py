@@ -117,6 +117,8 @@ def test_minibatch_stddev_is_that_of_each_four_and_0_for_copies():
     assert told.shape == (8, 1, 5, 5)
     torch.testing.assert_close(told[:4], h[:4].std(0, unbiased=False).mean().expand(4, 1, 5, 5))
     assert (told[4:] <= 1.1e-4).all()  # the root of the 1e-8 that keeps its gradient finite
+    with pytest.raises(ValueError, match="a batch of 6: D compares images 4 by 4, so give a multiple of 4"):
+        minibatch_stddev(h[:6])
 
 
 def test_the_discriminator_sees_that_images_are_alike():
