@@ -196,7 +196,8 @@ def main(argv=None):
     chosen = [name for name in RUNS if not args.names or any(fnmatch.fnmatch(name, pattern) for pattern in args.names)]
     left = [] if args.draw else [name for name in chosen if unscored(name, results)]
     if not left and not args.draw:
-        print(f"nothing is left to do: {results / 'sweep.csv'} has the scores")
+        print(f"nothing is left to do: {results / 'sweep.csv'} has the scores; to train anew give another --folder and "
+              "--results")
     failed = run_all(left, folder, results, args.device, preset, args.jobs or (1 if on_gpu else 2))
     print(f"wrote into {results}: {', '.join(draw(results)) or 'nothing, for nothing is scored yet'}")
     if failed:
