@@ -171,6 +171,20 @@ def test_the_results_page_has_what_its_commands_print(tmp_path, capsys):
         assert line in PAGES["RESULTS.md"], line
 
 
+@pytest.mark.parametrize(("title", "file", "digits"), [("FID", "sweep", 2), ("FID, 64 dimensions", "sweep-64", 3)])
+def test_the_results_page_has_every_run_of_the_sweep(title, file, digits):
+    scores = {row["name"]: f"{float(row['fid']):.{digits}f}" for row in fid.read_csv(HOME / f"figures/{file}.csv")
+              if row["samples"] == "10000" and re.fullmatch(r"[a-z-]+-\d+", row["name"])}
+    page, found = PAGES["RESULTS.md"], {}
+    table = re.search(rf"\| {title} \| T = 1 \| 2 \| 4 \| 6 \| 8 \| 10 \|\n[|-]+\n(.*?)\n\n", page, re.DOTALL)[1]
+    for line in table.splitlines():
+        objective, *cells = map(str.strip, line.strip("|").split("|"))
+        found |= {f"{objective}-{T}": cell.split()[0] for T, cell in zip((1, 2, 4, 6, 8, 10), cells) if cell}
+    for T, *both in re.findall(r"^\| (\d+) \| (\d+\.\d\d) \+-.* \| (0\.\d{3}) \|$", page, re.MULTILINE):
+        found[f"ddpm-{T}"] = both[file == "sweep-64"]
+    assert found == scores
+
+
 def test_every_fid_with_a_spread_is_in_a_table():
     tables = [path for path in (HOME / "figures").glob("*.csv") if path.read_text().startswith("name,method")]
     rows = [row for path in tables for row in fid.read_csv(path)]
