@@ -86,9 +86,9 @@ def print_steps(results):
             cells = []
             for T in ALL_T:
                 rows = [results[s] for s in settings if s[:2] == (objective, T) and s in results]
-                found = [row["frechet"] for row in rows] or [float("nan")]
-                failures = f"{sum(map(failed, rows))}/{len(rows)}"
-                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {failures}")
+                found, failures = [row["frechet"] for row in rows], f"{sum(map(failed, rows))}/{len(rows)}"
+                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {failures}" if rows
+                             else "")
             print(f"{objective:16}" + "".join(f"{cell:>26}" for cell in cells))
     print("Frechet distance: median (range); failed runs / runs")
 
