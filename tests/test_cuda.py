@@ -36,7 +36,7 @@ class Optimizer:
 def fake(monkeypatch):
     """build(network class, ...) makes a network on a fake GPU; within the test every tensor is fake."""
     monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs, **_: (torch.zeros_like(inputs),))
-    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, inputs=None: None)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # fake weights cannot be swapped
     with FakeTensorMode():
         def build(kind, **sizes):
