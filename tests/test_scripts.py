@@ -373,7 +373,8 @@ def test_the_gradient_penalty_is_added_at_every_step_with_its_published_weight(t
     assert p.grad.item() == pytest.approx(3 * 10)
 
 
-@pytest.mark.parametrize(("name", "flags"), [("ddpm", {"sampler": "ddim", "steps": 10}), ("ddgan", {}), ("siddm", {})])
+@pytest.mark.parametrize(("name", "flags"), [("ddpm", {"sampler": "ddim", "steps": 10}), ("ddgan", {}), ("ddgan-1", {}),
+                                           ("siddm", {})])
 def test_the_shipped_samples_are_near_the_data_and_show_no_lattice_of_folded_pixels(name, flags):
     def power(images, k):  # at k/28 cycles a pixel across, down, and both
         spectrum = torch.fft.fft2(data.normalize(images)[:, 0]).abs().square().mean(0)
