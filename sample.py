@@ -115,12 +115,11 @@ def chain(model, n, seed=0, amp=None, **sampler_arguments):
         x_t, t = inputs[0], inputs[-1]  # (x_t, t) of a denoiser, (x_t, z, t) of a generator
         if model.method == "DDPM":
             output = model.diffusion.x_0_from_eps(x_t, model.eps_and_v_from(output, x_t, t)[0], t)
-        # as to_uint8, but on the device still, and without its look for NaN, which is generate's: both would wait
-        steps.append((t[0], *((127.5 * (x.float().clamp(-1, 1) + 1)).round().byte() for x in (x_t, output))))
+        steps.append((t[0], x_t, output.float().clamp(-1, 1)))  # on the device still: to fetch it would wait for that
 
     with model.network.register_forward_hook(note):
         images = model.generate(n, seed, batch=n, amp=amp, **sampler_arguments)
-    return [*((t.item(), x_t.cpu(), x_0.cpu()) for t, x_t, x_0 in steps), (0, images, images)]
+    return [*((t.item(), to_uint8(x_t).cpu(), to_uint8(x_0).cpu()) for t, x_t, x_0 in steps), (0, images, images)]
 
 
 def draw_chain(args, models, flags, edits):

@@ -86,9 +86,11 @@ def print_steps(results):
             cells = []
             for T in ALL_T:
                 rows = [results[s] for s in settings if s[:2] == (objective, T) and s in results]
-                found, failures = [row["frechet"] for row in rows], f"{sum(map(failed, rows))}/{len(rows)}"
-                cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {failures}" if rows
-                             else "")
+                if rows:
+                    found, failures = [row["frechet"] for row in rows], f"{sum(map(failed, rows))}/{len(rows)}"
+                    cells.append(f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f}), {failures}")
+                else:
+                    cells.append("")
             print(f"{objective:16}" + "".join(f"{cell:>26}" for cell in cells))
     print("Frechet distance: median (range); failed runs / runs")
 
