@@ -199,11 +199,11 @@ def test_every_fid_with_a_spread_is_in_a_table():
 
 
 @pytest.mark.parametrize(("name", "T", "steps", "batch"), [
-    ("ddpm", 1000, 28_000, 64), ("ddgan", 4, 34_000, 32), ("siddm", 4, 34_000, 32)])
+    ("ddpm", 1000, 28_000, 64), ("ddgan", 4, 34_000, 32), ("ddgan-1", 1, 34_000, 32), ("siddm", 4, 34_000, 32)])
 def test_the_shipped_models_are_those_of_the_readmes_table(name, T, steps, batch):
     args = torch.load(HOME / f"weights/{name}.pt", weights_only=True)["args"]
     assert (args["T"], args["step"], args["batch"]) == (T, steps, batch)
-    assert args["network"]["width"] == 48  # all three have the same
+    assert args["network"]["width"] == 48  # all have the same
     (row,) = (row for row in fid.read_csv(HOME / "figures/shipped.csv")
               if (row["name"], row["features"]) == (name, "fashion") and "ddim" not in row["sampler"])
     numbers = rf"{steps:,} x {batch} \| {row['steps']} \| {float(row['fid']):.2f} \| {float(row['recall']):.3f} \|"
