@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 try:
@@ -50,8 +51,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that shows the defaults, and answers a wrong flag with one line instead of the whole usage."""
 
     def __init__(self, doc="", **kwargs):  # doc: a script's docstring
-        first_line = doc.partition("\n")[0]
-        super().__init__(description=first_line, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        first = doc.partition("\n")[0]
+        super().__init__(description=first, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
@@ -102,11 +103,9 @@ def device(name):
     """An argparse type: a torch.device of this machine, cpu or cuda."""
     import torch
 
-    try:
+    with contextlib.suppress(RuntimeError, AssertionError):
         if torch.device(name).type in ("cpu", "cuda"):
             return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError):
-        pass
     there = " or ".join(["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"])
     raise argparse.ArgumentTypeError(f"this machine has no device {name}: use {there}")
 
@@ -128,8 +127,7 @@ def script(main):
     try:
         status = run(main)
         sys.stdout.flush()
-        error = sys.stdout.error
-        if error:
+        if error := sys.stdout.error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit, and would fail again
             if error.errno == errno.EPIPE:
                 sys.exit(141)  # 128 + SIGPIPE
@@ -194,8 +192,7 @@ def signals_noted():
     """
     received, handlers = [], {}
     if threading.current_thread() is threading.main_thread():
-        # Windows has no SIGHUP
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")} - {None}  # None: Windows
         handlers = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
 
     def note(number, frame):
@@ -214,8 +211,7 @@ def signals_noted():
 
 def printable(name):
     """A file's name without what a terminal or a table would stumble over."""
-    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -231,7 +227,8 @@ def check_writable(path):
             raise OSError(None, "it is read-only")
         folder = next(parent for parent in target.parents if parent.exists())
         tempfile.TemporaryFile(dir=folder).close()
-        target.exists()  # raises for a name that is too long
+        with contextlib.suppress(FileNotFoundError):
+            target.stat()  # raises for a name that is too long; exists does not, from Python 3.14 on
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another path") from error
 
@@ -239,9 +236,7 @@ def check_writable(path):
 def check_outputs(*outputs, inputs=()):
     """check_writable for each output that is given, and BadInput if one is an input or another output."""
     taken = {os.path.realpath(path): path for path in inputs}
-    for path in outputs:
-        if path is None:
-            continue
+    for path in filter(None, outputs):
         check_writable(path)
         place = os.path.realpath(path)
         if place in taken:
@@ -250,24 +245,29 @@ def check_outputs(*outputs, inputs=()):
 
 
 @contextlib.contextmanager
-def locked_folder(folder, wait=True):
+def locked_folder(folder, wait=60.0):
     """Lock a folder, made if missing, for the block: no other process can hold it meanwhile.
 
-    wait=False: BlockingIOError if one is. The system's lock ends with the process. Without locks (Windows, some file
-    systems) nothing is held.
+    BadInput if it cannot be made, or if another process still holds it after `wait` seconds. The system's lock ends
+    with the process. Without locks (Windows, some file systems) nothing is held.
     """
-    os.makedirs(folder, exist_ok=True)
-    if not fcntl:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    end = time.monotonic() + wait
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks
-            pass
+        os.makedirs(os.path.realpath(folder), exist_ok=True)  # where a link points
+        descriptor = os.open(folder if fcntl else os.devnull, os.O_RDONLY)
+    except OSError as error:
+        raise BadInput(f"cannot write into {folder}: {error.strerror}; choose another folder") from error
+    try:
+        while fcntl:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise BadInput(f"another run is writing into {folder}: choose another folder") from error
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
         yield
     finally:
         os.close(descriptor)

@@ -179,7 +179,7 @@ def fetch(data_set, name, root):
                     unpack(packed, raw / file)
         if all((raw / file).exists() for file in IDX_FILES):
             return
-    check_writable(raw / IDX_FILES[0] if name != "cifar10" else Path(root, "cifar-10-python.tar.gz"))
+    check_writable(raw / "file")
     Path(root).mkdir(parents=True, exist_ok=True)
     print(f"{name} is not on this machine: fetching it into {root}", file=sys.stderr)
     for source in (from_torchvision, from_debian)[:2 if name == "fashion-mnist" else 1]:
@@ -254,7 +254,7 @@ def from_debian(data_set, temporary):
 # -- pictures -------------------------------------------------------------------------------------------------
 
 
-def subplots(*shape, **options):
+def subplots(*shape, figsize=None, layout=None, **grid):
     """matplotlib's subplots without pyplot, so that no display is needed, whatever backend MPLBACKEND names."""
     backend = os.environ.pop("MPLBACKEND", None)  # one that is not installed would stop the import
     try:
@@ -262,8 +262,7 @@ def subplots(*shape, **options):
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
-    grid = {name: options.pop(name) for name in ("squeeze", "width_ratios", "height_ratios") if name in options}
-    figure = Figure(**options)
+    figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(*shape, **grid)
 
 

@@ -187,7 +187,7 @@ def score(args):
     flags = dict(zip(models, sampler_flags(args, models)))
     nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are reported before any work
     reference, real = load_reference(args, models)
-    check_shape(args.features, tuple(real.shape[1:]))
+    check_shape(args.features, real.shape[1:])
     check_source(args.reference, real, reference, real, K + 1)
     for path, source in sources:
         check_source(path, source, reference, real, max(args.samples or [K + 1]))
@@ -209,7 +209,7 @@ def score(args):
             if source.method == "DDPM":
                 row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
                 row["sampler"] += " beta" if args.variance == "beta" else ""
-            source, seconds = source.generate_timed(max(counts), args.seed, args.batch, args.amp, **flags[source])
+            source, seconds = source.generate_timed(max(counts), args.seed, args.batch, amp=args.amp, **flags[source])
             row["seconds"] = f"{1000 * seconds / max(counts):.3g}"
         # (n, d) and (n, classes)
         generated, logits = (torch.cat(parts).float().cpu() for parts in zip(*extract(features, source)))
@@ -227,7 +227,7 @@ def load_source(path, device):
     """The path, or that of the model.pt in a run's folder, and its Model or its uint8 images (N, C, H, W)."""
     path = model_path(path)
     images = os.path.isdir(path) or path.suffix.lower() == ".npy"
-    return path, load_images(str(path)) if images else load(path, device)
+    return path, load_images(path) if images else load(path, device)
 
 
 def check_source(path, source, reference, real, wanted):
@@ -285,10 +285,10 @@ def main(argv=None):
     cli.check_outputs(args.csv, args.plot, inputs=[*args.sources, args.reference])
     rows = read_csv(args.csv) if args.csv else []
     for path, row in score(args) if args.sources else ():
-        rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
         details = ", ".join(f"{c} {row[c]}" for c in COLUMNS[1:COLUMNS.index("fid")] if row[c])
         print(f"{path}: FID {row['fid']} +- {row['spread']}, precision {float(row['precision']):.3f}, "
               f"recall {float(row['recall']):.3f}, IS {float(row['inception_score']):.2f} ({details})")
+        rows = add_to_csv(args.csv, row) if args.csv else [*rows, row]
     if args.table:
         print_table(rows)
     if args.plot:

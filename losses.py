@@ -119,7 +119,7 @@ OBJECTIVES = {
         g=lambda V: V,
         f_star_g=lambda V: torch.exp(V - 1),
     ),
-    "pearson": FDivergence(  # f on the whole line: on u >= 0 alone f* is flat below t = -2, and G has no gradient
+    "pearson": FDivergence(  # f on the whole line: on u >= 0 alone f* is flat below t = -2, and D cannot come back
         f=lambda u: (u - 1) ** 2,
         df=lambda u: 2 * (u - 1),
         f_star=lambda t: t**2 / 4 + t,
@@ -134,7 +134,10 @@ OBJECTIVES = {
 
 
 def bound(V_real, V_fake, objective):
-    """Eqs. (16), (18): E_q[T] - E_p[f*(T)] with T = g_f(V) on outputs (B,), (B,): a lower bound of D_f(q||p)."""
+    """Eqs. (16), (18): E_q[T] - E_p[f*(T)] with T = g_f(V) on outputs (B,), (B,).
+
+    A lower bound of D_f(q||p) where each V is of one pair; one that sees four, as Discriminator's, may exceed it.
+    """
     return objective.g(critic_values(V_real)).mean() - objective.f_star_g(critic_values(V_fake)).mean()
 
 
@@ -188,8 +191,8 @@ def energy_score(x_0, x_0_fake, x_0_fake_2):
     """E ||x_0 - g|| - 1/2 E ||g - g'||, norms over sqrt(dimension): the energy score, Gneiting, Raftery 2007, eq. (22).
 
     Ours here. x_0 ~ q(x_0 | x_t) and two draws g, g' = G(x_t, z, t), G(x_t, z', t) for each x_t, all (B, ...). A
-    strictly proper scoring rule: it is smallest only where g is distributed as x_0 is, given x_t, so that a G that
-    ignores z pays the second term.
+    strictly proper scoring rule: it is smallest only where g is distributed as x_0 is, given x_t. A G that ignores z
+    forgoes the second term.
     """
     def distance(a, b):
         return (a - b).flatten(1).norm(dim=1) / a[0].numel() ** 0.5  # (B, ...) -> (B,); where a = b its gradient is 0

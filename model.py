@@ -175,23 +175,24 @@ class Model:
                 if edit is not None:
                     t = torch.full((len(x_t),), start, device=self.device)
                     x_t = self.diffusion.q_sample(normalize(edit[first:first + len(x_t)].to(self.device)), t, eps=x_t)
+                x_0 = sample(x_t)
                 try:
-                    images.append(to_uint8(sample(x_t)).cpu())
+                    images.append(to_uint8(x_0).cpu())
                 except ValueError as error:
                     raise BadInput(f"this {self.label} draws images that are NaN or infinite: try --no-amp, or train "
                                    "it again") from error
                 bar.update(len(x_t))
         return torch.cat(images)
 
-    def generate_timed(self, n, seed, batch, amp=None, edit=None, **sampler_arguments):
+    def generate_timed(self, n, seed, batch, **arguments):
         """What generate draws, with its progress shown, and the seconds that it took: (images, float).
 
         On a GPU the first batch is drawn once before, untimed and unshown: it loads the GPU's libraries.
         """
         if self.device.type == "cuda":
-            self.generate(min(n, batch), seed, batch, amp, edit=edit, **sampler_arguments)
+            self.generate(min(n, batch), seed, batch, **arguments)
         start = time.perf_counter()
-        images = self.generate(n, seed, batch, amp, progress=True, edit=edit, **sampler_arguments)
+        images = self.generate(n, seed, batch, progress=True, **arguments)
         return images, time.perf_counter() - start
 
     @torch.no_grad()
@@ -238,7 +239,7 @@ def eps_from(predict, output, x_t, t, diffusion):
 
 
 def add_sampler_flags(parser):
-    """The flags of `Model.sampler` and `Model.generate`, for sample.py and fid.py."""
+    """The flags of `Model.sampler` and `Model.generate`."""
     flag = parser.add_argument
     flag("--sampler", choices=["ancestral", "ddim"], help="for a DDPM: Algorithm 2 (default: ancestral), or DDIM")
     flag("--steps", type=cli.number(int, 1), help="for a DDPM: evenly spaced steps of its T, or of 1..t with --from "

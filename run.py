@@ -1,7 +1,6 @@
 """A training run: its flags, its data, its folder with EMA, log, checkpoints and grids, how it stops and is resumed."""
 
 import argparse
-import contextlib
 import copy
 import csv
 import math
@@ -111,11 +110,11 @@ class Run:
         """args: what `parse` returned; network: more arguments of the network. Writes nothing; may raise BadInput."""
         self.args, self.path = args, Path(args.out, "checkpoint.pt")
         cli.check_writable(self.path)
-        self.saved = read_checkpoint(self.path) if args.resume else {}
-        saved = self.saved.get("args", {})
+        checkpoint = read_checkpoint(self.path) if args.resume else {}
+        saved = checkpoint.get("args", {})
         if not saved:
             self._refuse_a_folder_in_use()
-        elif saved["method"] != method or "training" not in self.saved:
+        elif saved["method"] != method or "training" not in checkpoint:
             raise BadInput(f"{self.path} is not a {method}'s training checkpoint: choose another --out")
         if args.width and args.width % 8:
             raise BadInput(f"--width {args.width} is not a multiple of 8, the groups of the normalisation")
@@ -150,9 +149,11 @@ class Run:
     def steps(self, **parts):
         """Yield once a step. parts: all that has a state_dict and must be saved."""
         self.parts, args = {"ema": self.ema, **parts}, self.args
-        with self._claimed_folder(), cli.signals_noted() as received:
-            if self.saved:
-                self._restore(self.saved.pop("training"))
+        with cli.locked_folder(args.out, wait=0), cli.signals_noted() as received:
+            if args.resume:
+                self._restore(read_checkpoint(self.path)["training"])  # again: another run may have gone on meanwhile
+            else:
+                self._refuse_a_folder_in_use()
             count = sum(p.numel() for p in self.model.network.parameters())
             N, C, H, W = self.images.shape
             print(f"{self.model.label}, T = {args.T}, {count / 1e6:.2f} M parameters, on {args.data} ({N} images, "
@@ -197,23 +198,6 @@ class Run:
             advice = "add --resume to continue that run, or " if found[0] == "checkpoint.pt" else ""
             raise BadInput(f"{out / found[0]} exists, and a run is never overwritten: {advice}choose another --out")
 
-    @contextlib.contextmanager
-    def _claimed_folder(self):
-        """Within the block no other run can write into the folder."""
-        out = self.args.out
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(cli.locked_folder(os.path.realpath(out), wait=False))
-            except BlockingIOError as error:
-                raise BadInput(f"another run is writing into {out}: choose another --out") from error
-            except OSError as error:
-                raise BadInput(f"cannot write into {out}: {error.strerror}; choose another --out") from error
-            if self.saved:
-                self.saved = read_checkpoint(self.path)  # again: another run may have gone on meanwhile
-            else:
-                self._refuse_a_folder_in_use()
-            yield
-
     def _means(self):
         means = {}
         for name, (total, count) in self.sums.items():
@@ -249,7 +233,8 @@ class Run:
             self._diverged(str(error))
         with write_atomically(out / "model.pt") as temporary:
             half = {name: value.half() for name, value in weights.items()}
-            torch.save({"args": self.model.args | {"step": self.step}, "weights": half}, temporary)
+            told = {name: value for name, value in self.model.args.items() if name != "root"}  # a file to hand on
+            torch.save({"args": told | {"step": self.step}, "weights": half}, temporary)
         save_grid(grid, out / f"samples-{self.step:06d}.png")
         if self.rows:
             with write_atomically(out / "log.csv") as new, new.open("w", newline="", encoding="utf-8") as file:

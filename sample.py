@@ -197,12 +197,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, args.npy, inputs=[*args.checkpoints, *filter(None, (args.data, args.edit))])
     models = [load(path, args.device) for path in args.checkpoints]
+    if args.out.lower().endswith(".gif") and not args.chain:
+        raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
     if args.denoise:
         draw_denoising(args, models)
         print(f"wrote {args.out}")
         return
-    if args.out.lower().endswith(".gif") and not args.chain:
-        raise BadInput(f"--out {args.out}: only --chain makes a GIF; name a .png")
     if args.chain and args.npy:
         raise BadInput(f"--npy {args.npy} has no meaning with --chain, which writes its figure only: leave it out")
     if (args.edit is None) != (args.start is None):
@@ -220,7 +220,7 @@ def main(argv=None):
     rows, report = [], []
     names = names_of(args, models, evaluations)
     for path, name, model, arguments, nfe, edit in zip(args.checkpoints, names, models, flags, evaluations, edits):
-        images, seconds = model.generate_timed(args.n, args.seed, args.batch, args.amp, edit, **arguments)
+        images, seconds = model.generate_timed(args.n, args.seed, args.batch, amp=args.amp, edit=edit, **arguments)
         report.append(f"{path}: {' '.join(name.split())}: {nfe} network evaluations per image, {args.n / seconds:.1f} "
                       f"images/s on {args.device} (seed {args.seed}, batch {args.batch})")
         rows.append((name, images))

@@ -213,7 +213,7 @@ def draw_figure(network, diffusion, path, title, out):
     t = ((diffusion.alpha_bar > 0.8).sum() - 1).clamp(min=1).view(1)
     x_t = diffusion.q_sample(SCALE * GRID * torch.tensor([[0.5, 0.5]]), t, torch.zeros(1, 2))  # as far from four modes
     exact, mean = true_posterior(x_t[0], t, diffusion, 500)
-    axes[3].scatter(*(exact + 0.03).T, s=4, color="0.6", label="x_0 given x_t, exact")
+    axes[3].scatter(*exact.T, s=16, color="0.7", label="x_0 given x_t, exact")
     if isinstance(network, EpsTheta):
         predicted, label = diffusion.x_0_from_eps(x_t, network(x_t, t), t), "eps_theta's x_0"
     else:
@@ -223,10 +223,10 @@ def draw_figure(network, diffusion, path, title, out):
     axes[3].scatter(*mean, marker="x", color="C3", label="its mean, what a DDPM learns")
     axes[3].scatter(*(x_t[0] / diffusion.alpha_bar[t].sqrt()), marker="+", color="k", label="x_t, scaled")
     axes[3].set_title(f"one x_t at t = {t.item()} (section 2.2)")
-    for axis in axes:
-        axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect="equal")
+    for axis, limits in zip(axes, [*[(-2.4, 2.4)] * 3, (-0.6, 1.3)]):
+        axis.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
     for axis in axes[2:]:
-        axis.legend(fontsize=6, loc="lower left")
+        axis.legend(fontsize=6, loc="lower center", ncols=2)
     save_figure(figure, out, dpi=110)
 
 

@@ -61,7 +61,7 @@ def main(argv=None):
                  depends=lambda args: {"amp": False} if args.predict == "mean" else {})
     if args.loss != "simple" and args.T < 2:
         raise cli.BadInput(f"--loss {args.loss}: (6) begins at t = 2, so give --T 2 or more, or --loss simple")
-    run = Run("DDPM", args, **({"learned": True} if args.loss == "bound" else {}))
+    run = Run("DDPM", args, learned=args.loss == "bound")
     network = run.model.network
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scheduler = CosineAnnealingLR(optimizer, args.steps)

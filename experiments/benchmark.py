@@ -58,23 +58,23 @@ def operations(function):
 
 def product_rate(dtype, device, n):
     """FLOP/s of an n x n matrix product."""
-    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
     return 2 * n**3 / seconds(lambda: a @ b, device, 5)
 
 
-def report(name, function, images, args, peak):
-    """Time function, which handles that many images; print a line and return its images/s and operations per image."""
-    count = operations(function) / images
-    rate = images / seconds(function, args.device, args.repeats)
+def report(name, function, args, peak):
+    """Time function, which handles args.batch images; print a line and return its images/s and operations per image."""
+    count = operations(function) / args.batch
+    rate = args.batch / seconds(function, args.device, args.repeats)
     print(f"{name:58s} {count / 1e9:7.3f} {rate:9.1f} {rate * count / 1e9:9.1f} {rate * count / peak:6.0%}")
     return rate, count
 
 
-def ddpm_step(network, args, amp, call=lambda network, x, t: network(x, t)):
+def ddpm_step(network, args, amp):
     """One training step of a denoiser as a function of nothing."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     diffusion, x_0 = Diffusion(1000, device=args.device), torch.randn(args.batch, 1, 28, 28, device=args.device)
-    return lambda: train_ddpm.train_step(lambda x, t: call(network, x, t), optimizer, x_0, diffusion, amp)
+    return lambda: train_ddpm.train_step(network, optimizer, x_0, diffusion, amp)
 
 
 def ddgan_step(args, name):
@@ -100,14 +100,15 @@ def compare_with_diffusers(args, peak, ours):
     blocks = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
     # as its users build it: three levels 28-14-7, attention in the middle; the width that comes nearest in operations
     def build(width):
-        return UNet2DModel(**levels, **blocks, block_out_channels=(width, 2 * width, 2 * width)).to(args.device)
+        network = UNet2DModel(**levels, **blocks, block_out_channels=(width, 2 * width, 2 * width)).to(args.device)
+        network.register_forward_hook(lambda network, inputs, output: output.sample)
+        return network
 
-    call = lambda network, x, t: network(x, t).sample
     one = argparse.Namespace(**vars(args) | {"batch": 2})
-    counts = {width: operations(ddpm_step(build(width), one, False, call)) / 2 for width in (8, 16, 24, 32, 40, 48)}
+    counts = {width: operations(ddpm_step(build(width), one, False)) / 2 for width in (8, 16, 24, 32, 40, 48)}
     width = min(counts, key=lambda width: abs(counts[width] - ours[1]))
-    step = ddpm_step(build(width), args, False, call)
-    rate, count = report(f"diffusers UNet2DModel, {width} channels, float32", step, args.batch, args, peak)
+    step = ddpm_step(build(width), args, False)
+    rate, count = report(f"diffusers UNet2DModel, {width} channels, float32", step, args, peak)
     print(f"  ours against diffusers at equal operations: {ours[0] * ours[1] / (rate * count):.2f} times the images/s")
 
 
@@ -116,7 +117,7 @@ def compare_with_denoising_diffusion_pytorch(args, peak, ours):
 
     network = Unet(dim=32, channels=1, dim_mults=(1, 2, 2)).to(args.device)
     step = ddpm_step(network, args, False)
-    rate, count = report("denoising-diffusion-pytorch Unet, dim 32, float32", step, args.batch, args, peak)
+    rate, count = report("denoising-diffusion-pytorch Unet, dim 32, float32", step, args, peak)
     print(f"  ours against it at equal operations: {ours[0] * ours[1] / (rate * count):.2f} times the images/s")
 
 
@@ -253,10 +254,10 @@ def main(argv=None):
     ours = None
     for name in reversed(PRESETS):
         network = UNet(**preset(name)).to(args.device)
-        line = report(f"DDPM, preset {name}", ddpm_step(network, args, bf16), args.batch, args, peak)
-        report(f"DDGAN, preset {name}, T = 4, G and D", ddgan_step(args, name), args.batch, args, peak)
+        line = report(f"DDPM, preset {name}", ddpm_step(network, args, bf16), args, peak)
+        report(f"DDGAN, preset {name}, T = 4, G and D", ddgan_step(args, name), args, peak)
         if bf16:  # the libraries below run in float32
-            line = report(f"DDPM, preset {name}, float32", ddpm_step(network, args, False), args.batch, args, peak)
+            line = report(f"DDPM, preset {name}, float32", ddpm_step(network, args, False), args, peak)
         ours = ours or line  # the CPU preset's
     comparisons = {"diffusers": compare_with_diffusers,
                    "denoising_diffusion_pytorch": compare_with_denoising_diffusion_pytorch}
@@ -274,8 +275,8 @@ def main(argv=None):
         G = Generator(diffusion.alpha_bar, **preset(name)).to(args.device)
         ddim = sampling(Diffusion(1000, device=args.device).strided(10).ddim, denoiser, args)
         ddgan = sampling(lambda f, x: diffusion.ddgan(f, x, f.z_dim), G, args)
-        report(f"DDPM, preset {name}, DDIM 10 steps", ddim, args.batch, args, peak)
-        report(f"DDGAN, preset {name}, T = 4", ddgan, args.batch, args, peak)
+        report(f"DDPM, preset {name}, DDIM 10 steps", ddim, args, peak)
+        report(f"DDGAN, preset {name}, T = 4", ddgan, args, peak)
 
     if args.images:
         print()

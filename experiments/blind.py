@@ -84,10 +84,10 @@ def count(path):
     for a, b in combinations(sources, 2):
         tables = ([(x, len(sources[a]) - x), (y, len(sources[b]) - y)] for x, y in zip(broken[a], broken[b]))
         lines += [[f"{a}, {b}", "", *(f"{fisher_exact(table).pvalue:.3f}" for table in tables)]]
-    first = max(len(cli.printable(line[0])) for line in lines)
-    width = max(6, *map(len, map(cli.printable, raters)))
+    lines = [[cli.printable(cell) for cell in line] for line in lines]
+    first, width = max(len(line[0]) for line in lines), max(map(len, lines[0][1:]))
     for name, *cells in lines:
-        print(f"{cli.printable(name):{first}}" + "".join(f"  {cli.printable(cell):>{width}}" for cell in cells))
+        print(f"{name:{first}}" + "".join(f"  {cell:>{width}}" for cell in cells))
 
 
 def draw(args):

@@ -413,6 +413,23 @@ def test_a_name_that_no_encoding_holds_is_kept_in_the_table(folder, monkeypatch,
     assert [row["name"] for row in fid.read_csv("fid.csv")] == [Path(name).stem]
 
 
+def test_a_folder_of_pictures_is_taken_even_where_it_is_called_as_a_data_set_is(folder, monkeypatch, capsys):
+    (folder / "mnist").mkdir()
+    for i, (image,) in enumerate(noise(5).numpy()):
+        Image.fromarray(image).save(folder / "mnist" / f"{i}.png")
+    run(monkeypatch, folder, "mnist", "--reference", "real.npy")
+    assert "mnist: FID" in (told := capsys.readouterr().out) and "samples 5" in told
+
+
+def test_a_table_in_the_folder_of_a_training_run_is_refused_with_its_result_told(folder, monkeypatch, capsys):
+    monkeypatch.setattr(cli.locked_folder.__wrapped__, "__defaults__", (0.2,))  # seconds, not a minute
+    with cli.locked_folder(folder / "run"), pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, folder, "real.npy", "--reference", "real.npy", "--csv", "run/fid.csv")
+    told = capsys.readouterr()
+    assert stopped.value.code == 2 and "real.npy: FID 0.0000" in told.out
+    assert told.err.splitlines()[-1].endswith("choose another folder") and not (folder / "run" / "fid.csv").exists()
+
+
 def test_speed_up_is_over_the_ddpm_of_1000_steps(capsys):
     row = dict.fromkeys(fid.COLUMNS, "1")
     fid.print_table([row | {"seconds": "0.0"},

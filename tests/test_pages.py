@@ -207,4 +207,5 @@ def test_the_shipped_models_are_those_of_the_readmes_table(name, T, steps, batch
     (row,) = (row for row in fid.read_csv(HOME / "figures/shipped.csv")
               if (row["name"], row["features"]) == (name, "fashion") and "ddim" not in row["sampler"])
     numbers = rf"{steps:,} x {batch} \| {row['steps']} \| {float(row['fid']):.2f} \| {float(row['recall']):.3f} \|"
+    numbers += rf" {float(row['seconds']):.2g} \|"
     assert re.search(rf"^\|[^\n]*T = {T}[^\n]*\| {numbers}", PAGES["README.md"], re.MULTILINE)

@@ -176,6 +176,7 @@ def test_what_cannot_be_resumed_is_told(images):
     with pytest.raises(cli.BadInput, match="--steps 1: the run in run/checkpoint.pt is for 2 already"):
         train_ddpm.main(["--resume", "--steps", "1", "--out", "run"])
     assert torch.equal(load("run").generate(2), load("run/model.pt").generate(2))  # a run's folder is its model
+    assert "root" not in load("run").args  # a file to hand on does not name this machine's folders
 
 
 def test_a_run_is_resumed_by_its_own_trainer_with_its_own_images(images):
@@ -415,6 +416,13 @@ def test_weights_that_are_not_finite_are_one_line(images, monkeypatch, capsys):
     torch.save(saved, "huge.pt")
     with pytest.raises(cli.BadInput, match="NaN or infinite"):
         sample.main(["huge.pt", "-n", "2"])
+
+
+def test_an_error_of_the_networks_own_is_not_told_as_nan(monkeypatch):
+    model = load(HOME / "weights/ddgan.pt", "cpu")
+    monkeypatch.setattr(model.network, "forward", lambda *inputs: (_ for _ in ()).throw(ValueError("my own")))
+    with pytest.raises(ValueError, match="my own"):
+        model.generate(2)
 
 
 @pytest.mark.parametrize("name", ["漢字.png", os.fsdecode(b"\xff\xfe.png")])
