@@ -155,7 +155,7 @@ def test_the_table_of_2_4_has_every_objective_and_no_other():
 
 # The numbers of the pages are those of the tables in figures/ and of the shipped weights
 
-@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long"])
+@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten"])
 def test_the_results_page_has_what_the_raters_marked(name):
     sources, raters = blind.read(HOME / "figures" / f"blind-{name}.csv")
     rows = [" | ".join(str(len(tiles & raters[rater])) for rater in sorted(raters)) for tiles in sources.values()]
