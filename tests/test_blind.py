@@ -67,7 +67,7 @@ def test_a_sheets_tiles_are_where_their_names_say(monkeypatch, tmp_path):
         assert pixels[round(ticks[0][tile[0]]), round(ticks[1][tile[1]]), 0] == i
 
 
-@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2"])
+@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten"])
 def test_the_marks_of_the_pages_fit_their_sheets(name):
     sources, raters = blind.read(HOME / "figures" / f"blind-{name}.csv")
     assert len(set().union(*sources.values())) == sum(map(len, sources.values())) and len(raters) >= 2
