@@ -51,8 +51,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that shows the defaults, and answers a wrong flag with one line instead of the whole usage."""
 
     def __init__(self, doc="", **kwargs):  # doc: a script's docstring
-        first = doc.partition("\n")[0]
-        super().__init__(description=first, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        first_line = doc.partition("\n")[0]
+        super().__init__(description=first_line, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")

@@ -223,7 +223,7 @@ def draw_figure(network, diffusion, path, title, out):
     axes[3].scatter(*mean, marker="x", color="C3", label="its mean, what a DDPM learns")
     axes[3].scatter(*(x_t[0] / diffusion.alpha_bar[t].sqrt()), marker="+", color="k", label="x_t, scaled")
     axes[3].set_title(f"one x_t at t = {t.item()} (section 2.2)")
-    for axis, limits in zip(axes, [*[(-2.4, 2.4)] * 3, (-0.6, 1.3)]):
+    for axis, limits in zip(axes, 3 * [(-2.4, 2.4)] + [(-0.6, 1.3)]):  # the last: around the four modes
         axis.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
     for axis in axes[2:]:
         axis.legend(fontsize=6, loc="lower center", ncols=2)
