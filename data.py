@@ -81,7 +81,7 @@ def load_npy(path):
 
 
 def load_folder(path):
-    """All images in a folder and its subfolders, in the order of their names: uint8 (N, 1 or 3, H, W), or BadInput."""
+    """All images under a folder, in the order of names: uint8 (N, C, H, W), C = 1 if all are grey; or BadInput."""
     from PIL import Image
 
     def refuse(error):
@@ -94,7 +94,8 @@ def load_folder(path):
     for file in files:
         try:
             with Image.open(file) as image:
-                arrays.append(np.asarray(opaque(image, "L" if image.mode in ("1", "L", "LA") else "RGB")))
+                array = np.asarray(opaque(image, "RGB"))
+                arrays.append(array[..., 0].copy() if (array == array[..., :1]).all() else array)  # grey, however saved
         except Exception as error:  # a damaged file can raise nearly anything
             raise BadInput(f"{file} cannot be read ({one_line(error)[:150]}): repair it or move it away") from error
         if arrays[-1].shape[:2] != arrays[0].shape[:2]:
@@ -107,12 +108,14 @@ def load_folder(path):
 
 
 def opaque(image, mode):
-    """A PIL image as mode "L" or "RGB". ValueError for what these cannot show: more than 8 bits, transparency."""
+    """A PIL image, upright, as mode "L" or "RGB". ValueError for more than 8 bits and for transparency."""
+    from PIL import ImageOps
+
     if image.mode[0] in "IF":  # 16 or 32 bits, which PIL would cut off at 255
         raise ValueError(f"its pixels are of kind {image.mode}, not of 8 bits")
     if ("A" in image.getbands() or "transparency" in image.info) and image.convert("RGBA").getextrema()[3][0] < 255:
         raise ValueError("it is transparent in places: give it a background")
-    return image.convert(mode)
+    return ImageOps.exif_transpose(image).convert(mode)  # a camera may note how to turn it
 
 
 # -- torchvision's data sets, and where their files come from -------------------------------------------------

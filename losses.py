@@ -28,7 +28,7 @@ def critic_values(V):
 def gaps(V_real, V_fake, t, T):
     """For the log: V_real - V_fake of the batch's images, summed for each t = 0..T, and their number, both (T+1,).
 
-    Their ratio is the mean gap at t; near 0 the critic is at chance.
+    Their ratio is the mean gap at t = 1..T (t = 0 has none); near 0 the critic is at chance.
     """
     one_hot = F.one_hot(t, T + 1).float()  # (B,) -> (B, T+1)
     return (V_real - V_fake).detach().float() @ one_hot, one_hot.sum(0)
@@ -65,7 +65,8 @@ class Objective:
 class FDivergence(Objective):
     """D_f(Q||P) = E_p[f(q/p)], eq. (11), of the data q and the model p, as a GAN: one row of the table.
 
-    f is convex with f(1) = 0 and df is its derivative; f_star its conjugate, eq. (12), on domain = (low, high).
+    f is convex with f(1) = 0 and df is its derivative; f_star its conjugate, eq. (12), on domain = (low, high), the
+    range of df.
     Training takes g and f_star_g alone; the others say which divergence it is, and tests/test_losses.py holds those two
     to them.
     """

@@ -158,15 +158,17 @@ class Model:
     def generate(self, n, seed=0, batch=500, amp=None, progress=False, edit=None, **sampler_arguments):
         """Draw n images: uint8 (n, C, H, W) on the CPU. Leaves the caller's random state as it was.
 
-        edit: uint8 (n, C, H, W) or more, what to begin from, noised to t = `start` by eq. (2), not x_T ~ N(0, I).
+        edit: uint8, n or more of (C, H, W), to begin from, noised to t = `start` by eq. (2), not x_T ~ N(0, I).
         A seed gives the same images only with the same n and batch: each batch draws its noise at once, step by step.
-        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, and for a
-        start below T without an edit.
+        amp as for autocast, sampler_arguments as for sampler. Raises BadInput if the samples are not finite, for a
+        start below T without an edit, and for an edit without a start or of another shape.
         """
         sample, _ = self.sampler(**sampler_arguments)
-        start = sampler_arguments.get("start") or self.T
-        if edit is None and start < self.T:
+        start = sampler_arguments.get("start")
+        if edit is None and (start or self.T) < self.T:
             raise BadInput(f"--from {start} needs an --edit FILE to begin from: x_{start} is not pure noise")
+        if edit is not None and (start is None or len(edit) < n or tuple(edit.shape[1:]) != self.shape):
+            raise BadInput(f"an edit of shape {tuple(edit.shape)} from {start}: give {(n, *self.shape)} and a start")
         images = []
         bar = tqdm(total=n, unit="img", disable=not progress)
         with bar, seeded(seed), self.autocast(amp):

@@ -46,7 +46,8 @@ def training_parser(doc, T, out):
     flag("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: where the hardware has it")
     flag("--every", type=number(int, 1), default=1000, help="steps between checkpoints, log lines and grids of samples")
     flag("--out", type=cli.path, default=out, help="folder of the run")
-    flag("--resume", action="store_true", help="continue --out from its last checkpoint; more --steps lengthen it")
+    flag("--resume", action="store_true", help="continue --out from its last checkpoint; more --steps lengthen it, "
+         "and its cosine")
     return parser
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 import data
+import sample
 from cli import BadInput
 
 HERE = HOME
@@ -282,6 +283,22 @@ def test_a_folder_loads_in_the_order_of_the_names_subfolders_too(tmp_path):
     images = data.load(str(tmp_path / "colour"))
     assert images.shape == (3, 3, 8, 12) and np.array_equal(images[:2].permute(0, 2, 3, 1), colour)
     assert all(np.array_equal(channel, grey[0]) for channel in images[2])
+    for name, mode in (("rgb.png", "RGB"), ("palette.png", "P"), ("alpha.png", "LA")):  # grey, whatever it is saved as
+        Image.fromarray(grey[1]).convert(mode).save(tmp_path / "grey" / name)
+    images = data.load(str(tmp_path / "grey"))
+    assert images.shape == (6, 1, 8, 12) and all(np.array_equal(image[0], grey[1]) for image in images[[0, 1, 4, 5]])
+
+
+def test_a_picture_that_a_camera_stored_on_its_side_is_upright(tmp_path):
+    upright = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    save_png(tmp_path / "plain", "a.png", upright)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation: turn it by 90 degrees, clockwise
+    (tmp_path / "turned").mkdir()
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned" / "a.png", exif=exif)
+    for folder in ("plain", "turned"):
+        assert np.array_equal(data.load(str(tmp_path / folder))[0, 0], upright)
+        assert np.array_equal(sample.load_picture(tmp_path / folder / "a.png", (1, 8, 8))[0], upright)
 
 
 def test_what_is_no_set_of_images_is_one_line(tmp_path):

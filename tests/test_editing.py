@@ -60,6 +60,10 @@ def test_a_chain_from_a_smaller_t_needs_a_picture():
     with pytest.raises(BadInput, match="--from 3 needs an --edit FILE"):
         tiny("DDGAN").generate(4, start=3)
     assert tiny("DDGAN").generate(4, start=4, amp=False).shape == (4, 1, 28, 28)
+    picture = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+    for edit, flags in ((picture, {}), (picture[:3], {"start": 3}), (picture[0], {"start": 3})):
+        with pytest.raises(BadInput, match="an edit of shape"):
+            tiny("DDGAN").generate(4, edit=edit, **flags)
 
 
 def test_the_command_shows_the_sketch_and_what_became_of_it(files, capsys):
