@@ -187,6 +187,15 @@ def test_the_results_page_has_every_run_of_the_sweep(title, file, digits):
     assert found == scores
 
 
+def test_the_results_page_has_every_seed():
+    tables = [{row["name"]: float(row["fid"]) for row in fid.read_csv(HOME / f"figures/{file}.csv")
+               if row["samples"] == "10000"} for file in ("sweep", "sweep-64")]
+    for name in ("js-4", "hellinger-4", "js-10", "hellinger-10"):
+        seeds = [name, f"{name}-seed1", f"{name}-seed2"]
+        cells = [f"{table[seed]:.{digits}f}" for table, digits in zip(tables, (2, 3)) for seed in seeds]
+        assert " | ".join(["| " + name.replace("-", ", T = "), *cells]) + " |" in PAGES["RESULTS.md"], name
+
+
 def test_every_fid_with_a_spread_is_in_a_table():
     tables = [path for path in (HOME / "figures").glob("*.csv") if path.read_text().startswith("name,method")]
     rows = [row for path in tables for row in fid.read_csv(path)]
