@@ -66,9 +66,8 @@ class FDivergence(Objective):
     """D_f(Q||P) = E_p[f(q/p)], eq. (11), of the data q and the model p, as a GAN: one row of the table.
 
     f is convex with f(1) = 0 and df is its derivative; f_star its conjugate, eq. (12), on domain = (low, high), the
-    range of df.
-    Training takes g and f_star_g alone; the others say which divergence it is, and tests/test_losses.py holds those two
-    to them.
+    range of df. Training takes g and f_star_g alone; the others say which divergence it is, and tests/test_losses.py
+    holds those two to them.
     """
 
     f: Callable
