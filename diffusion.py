@@ -119,10 +119,13 @@ class Diffusion:
         mean = at(self.mean_x_0, t, like=x_0) * x_0 + at(self.mean_x_t, t, like=x_t) * x_t
         return mean, at(self.beta_tilde, t, like=x_t)
 
-    def posterior_sample(self, x_0, x_t, t):
-        """Sample x_{t-1} ~ q(x_{t-1} | x_t, x_0); with x_0 = G(x_t, z, t) it is p_theta of eq. (10)."""
+    def posterior_sample(self, x_0, x_t, t, temperature=1.0):
+        """Sample x_{t-1} ~ q(x_{t-1} | x_t, x_0); with x_0 = G(x_t, z, t) it is p_theta of eq. (10).
+
+        temperature times the noise is drawn: below 1 it is no longer q, but safer (Kingma, Dhariwal 2018, sec. 6).
+        """
         mean, variance = self.posterior(x_0, x_t, t)
-        return mean + torch.sqrt(variance) * torch.randn_like(x_t)
+        return mean + temperature * torch.sqrt(variance) * torch.randn_like(x_t)
 
     def learned_variance(self, v, t):
         """sigma_t^2 = exp(v log beta_t + (1 - v) log beta_tilde_t), Nichol and Dhariwal 2021, eq. (15): (B, ...).
@@ -191,11 +194,14 @@ class Diffusion:
         return x_t
 
     @torch.no_grad()
-    def ddgan(self, G, x_T, z_dim):
-        """The chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) with z ~ N(0, I) of (B, z_dim)."""
+    def ddgan(self, G, x_T, z_dim, temperature=1.0):
+        """The chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) with z ~ N(0, I) of (B, z_dim).
+
+        A temperature below 1, of q's noise, trades variety for fewer broken images; 1 is (10).
+        """
         x_t = x_T
         for step in range(self.T, 0, -1):
             t = torch.full((len(x_t),), step, device=x_t.device)
             z = torch.randn(len(x_t), z_dim, device=x_t.device)
-            x_t = self.posterior_sample(G(x_t, z, self.tau[t]), x_t, t)
+            x_t = self.posterior_sample(G(x_t, z, self.tau[t]), x_t, t, temperature)
         return x_t

@@ -205,10 +205,8 @@ def score(args):
             source = source[order[:max(counts)]]
         else:
             counts = args.samples or [10000]
-            row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "batch": str(args.batch)}
-            if source.method == "DDPM":
-                row["sampler"] = f"ddim eta {args.eta or 0:g}" if args.sampler == "ddim" else "ancestral"
-                row["sampler"] += " beta" if args.variance == "beta" else ""
+            row |= {"method": source.label, "T": str(source.T), "steps": str(nfe[source]), "batch": str(args.batch),
+                    "sampler": source.sampler_name(**flags[source])}
             source, seconds = source.generate_timed(max(counts), args.seed, args.batch, amp=args.amp, **flags[source])
             row["seconds"] = f"{1000 * seconds / max(counts):.3g}"
         # (n, d) and (n, classes)

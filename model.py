@@ -114,12 +114,12 @@ class Model:
         output, v = split_v(output.float(), x_t)
         return eps_from(self.args.get("predict", "eps"), output, x_t, t, self.diffusion), v
 
-    def sampler(self, sampler=None, steps=None, eta=None, variance=None, start=None):
+    def sampler(self, sampler=None, steps=None, eta=None, variance=None, temperature=None, start=None):
         """The function x_t -> x_0 that the flags ask for, and its network evaluations per image.
 
         start: the t that it begins at (default T); sampler: "ancestral" (default) or "ddim", on `steps` of the steps
         from there (default all), DDIM with eta (default 0), ancestral sampling with the variance "beta_tilde" or "beta"
-        (default: the learned one, if there is, or beta_tilde).
+        (default: the learned one, if there is, or beta_tilde); temperature: of a generator's chain (default 1).
         Raises BadInput for what this method does not have.
         """
         start = self.T if start is None else start
@@ -131,13 +131,20 @@ class Model:
             raise BadInput(f"--variance {variance} is unknown: choose beta_tilde or beta")
         if eta is not None and not 0 <= eta <= 1:
             raise BadInput(f"--eta {eta}: choose between 0 (deterministic) and 1 (ancestral)")
+        if temperature is not None and not 0 <= temperature <= 1:
+            raise BadInput(f"--temperature {temperature}: choose between 0 (no noise) and 1 (the posterior's)")
         if self.method != "DDPM":
             for flag, value in (("--sampler", sampler), ("--steps", steps), ("--eta", eta), ("--variance", variance)):
                 if value is not None:
                     raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} "
                                    "steps: leave it out")
+            if temperature is not None and self.T == 1:
+                raise BadInput(f"--temperature {temperature}: this {self.method}'s one step adds no noise: omit it")
+            temperature = 1.0 if temperature is None else temperature
             process = self.diffusion.strided(start, start)
-            return lambda x_t: process.ddgan(self.network, x_t, self.z_dim), start
+            return lambda x_t: process.ddgan(self.network, x_t, self.z_dim, temperature), start
+        if temperature is not None:
+            raise BadInput(f"--temperature {temperature} is for generators, and this is a DDPM: leave it out")
         if eta is not None and sampler != "ddim":
             raise BadInput(f"--eta {eta} is for --sampler ddim: add that, or leave --eta out")
         if variance is not None and sampler == "ddim":
@@ -150,6 +157,13 @@ class Model:
         if self.learned and variance is None:
             return lambda x_t: process.ancestral(self.eps_and_v, x_t, "learned"), process.T
         return lambda x_t: process.ancestral(self.eps_theta, x_t, variance or "beta_tilde"), process.T
+
+    def sampler_name(self, sampler=None, eta=None, variance=None, temperature=None, **_):
+        """What tables call the sampler of these arguments: "" for a generator's at temperature 1."""
+        if self.method != "DDPM":
+            return "" if temperature is None else f"temperature {temperature:g}"
+        name = f"ddim eta {eta or 0:g}" if sampler == "ddim" else "ancestral"
+        return f"{name} beta" if variance == "beta" else name
 
     def fast_sampler(self):
         """The arguments of `sampler` for a look at a model in training: DDIM with 50 steps for a DDPM, else none."""
@@ -249,6 +263,8 @@ def add_sampler_flags(parser):
     flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral)")
     flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: "
          "what was learned, or the posterior's, beta_tilde)")
+    flag("--temperature", type=cli.number(float, 0, 1), help="for a DDGAN or SIDDM: times the posterior's noise "
+         "(default: 1); the less, the fewer broken images, and the less variety")
     flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
     flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; "
          "another batch, or another number of images, draws other images from the same seed")
@@ -257,8 +273,9 @@ def add_sampler_flags(parser):
 
 
 def sampler_flags(args, models):
-    """For each model its keyword arguments of Model.sampler. In a mixed list the flags are meant for the DDPMs."""
-    flags = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
-    methods = {model.method for model in models}
-    mixed = len(methods) > 1 and "DDPM" in methods
-    return [{} if mixed and model.method != "DDPM" else flags for model in models]
+    """For each model its keyword arguments of Model.sampler. In a mixed list each gets those that its method has."""
+    of_ddpms = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
+    of_generators = {"temperature": args.temperature}
+    if len({model.method == "DDPM" for model in models}) < 2:
+        return [of_ddpms | of_generators for _ in models]
+    return [of_ddpms if model.method == "DDPM" else of_generators for model in models]

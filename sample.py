@@ -84,7 +84,7 @@ def save_columns(columns, path):
 
 def draw_denoising(args, models):
     """--denoise: the figure of section 2.2, a DDPM's mean of all possible x_0 beside a generator's draws."""
-    for name in ("npy", "edit", "from", "chain", "sampler", "steps", "eta", "variance"):
+    for name in ("npy", "edit", "from", "chain", "sampler", "steps", "eta", "variance", "temperature"):
         value = getattr(args, "start" if name == "from" else name)
         if value is not None and value is not False:
             raise BadInput(f"--{name} has no meaning with --denoise, which draws no samples: leave it out")
@@ -170,7 +170,8 @@ def save_gif(names, chains, path):
 def names_of(args, models, evaluations):
     """The models' names for a figure, with a DDPM's sampler and evaluations, with the file's where two are alike."""
     names = [f"{model.label}, T = {model.T}" for model in models]
-    names = [f"{name}, {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else name
+    heat = "" if args.temperature is None else f", temperature {args.temperature:g}"
+    names = [f"{name}, {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else name + heat
              for name, model, nfe in zip(names, models, evaluations)]
     return [name if names.count(name) == 1 else f"{name}\n{label(path)}" for name, path in zip(names, args.checkpoints)]
 

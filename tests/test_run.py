@@ -350,7 +350,9 @@ def test_a_script_that_draws_by_matplotlib_works_from_a_notebooks_cell(name, ima
     ({"variance": "learned"}, "learned"),
     ({"sampler": "ddim", "eta": 2.0}, "2.0"),
     ({"steps": 0}, "0"),
-    ({"steps": 1001}, "1001")])
+    ({"steps": 1001}, "1001"),
+    ({"temperature": 1.5}, "1.5"),
+    ({"temperature": 0.5}, "is for generators")])
 def test_wrong_arguments_of_a_sampler_are_named_in_a_notebook_too(arguments, named):
     with pytest.raises(cli.BadInput, match=named):
         load(HOME / "weights/ddpm.pt").generate(1, **arguments)
@@ -367,6 +369,34 @@ def test_the_samplers_flags_reach_the_diffusion():
         drawn = model.sampler(steps=3, **flags)[0](x_T)
         torch.manual_seed(1)
         torch.testing.assert_close(drawn, expected())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, None])
+def test_the_temperature_reaches_the_chain(temperature):
+    model = load(HOME / "weights/ddgan.pt", "cpu")
+    x_T = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    drawn = model.sampler(temperature=temperature)[0](x_T)
+    torch.manual_seed(1)
+    expected = model.diffusion.ddgan(model.network, x_T, model.z_dim, 1.0 if temperature is None else temperature)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("weights", "arguments", "name"), [
+    ("ddpm", {}, "ancestral"),
+    ("ddpm", {"steps": 3, "variance": "beta"}, "ancestral beta"),
+    ("ddpm", {"sampler": "ddim"}, "ddim eta 0"),
+    ("ddpm", {"sampler": "ddim", "eta": 0.5}, "ddim eta 0.5"),
+    ("ddgan", {}, ""),
+    ("ddgan", {"temperature": 0.7}, "temperature 0.7"),
+    ("ddgan", {"temperature": 0.0}, "temperature 0")])
+def test_what_tables_call_a_sampler(weights, arguments, name):
+    assert load(HOME / f"weights/{weights}.pt", "cpu").sampler_name(**arguments) == name
+
+
+def test_one_step_has_no_noise_for_a_temperature():
+    with pytest.raises(cli.BadInput, match="adds no noise"):
+        load(HOME / "weights/ddgan-1.pt").generate(1, temperature=0.5)
 
 
 def test_resuming_from_another_folder_finds_its_images(images, monkeypatch):

@@ -211,10 +211,12 @@ def test_several_checkpoints_make_one_figure_and_the_same_seed_the_same_images(r
     assert np.abs(arrays[0][:3].astype(int) - arrays[0][3:]).mean() < 2
 
 
-def test_in_a_mixed_list_the_samplers_flags_are_the_ddpms(runs, tmp_path, run):
-    status, out, _ = run("sample.py", runs / "DDPM/model.pt", runs / "DDGAN/model.pt",
-                         "--sampler", "ddim", "--steps", 2, "-n", 2, "--out", tmp_path / "rows.png")
+def test_in_a_mixed_list_each_model_gets_the_samplers_flags_of_its_method(runs, tmp_path, run):
+    mixed = ("sample.py", runs / "DDPM/model.pt", runs / "DDGAN/model.pt", "-n", 2, "--out", tmp_path / "rows.png")
+    status, out, _ = run(*mixed, "--sampler", "ddim", "--steps", 2)
     assert status == 0 and "ddim 2: 2 network" in out and "DDGAN js, T = 4: 4 network" in out
+    status, out, _ = run(*mixed, "--sampler", "ddim", "--steps", 2, "--temperature", 0.5)
+    assert status == 0 and "ddim 2: 2 network" in out and "DDGAN js, T = 4, temperature 0.5: 4 network" in out
 
 
 def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
@@ -290,6 +292,8 @@ BAD = {
     "steps for a DDGAN and a SIDDM": (["sample.py", "{runs}/DDGAN/model.pt", "{runs}/SIDDM/model.pt", "--steps", "2"],
                                       "--steps 2"),
     "more steps than T": (["sample.py", "{runs}/DDPM/model.pt", "--steps", "5"], "--steps 5"),
+    "a temperature for a DDPM": (["sample.py", "{runs}/DDPM/model.pt", "--temperature", "0.5"], "--temperature 0.5"),
+    "a temperature that is none": (["sample.py", "{runs}/DDGAN/model.pt", "--temperature", "2"], "--temperature"),
     "eta without DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--eta", "0.5"], "--eta 0.5"),
     "variance with DDIM": (["sample.py", "{runs}/DDPM/model.pt", "--sampler", "ddim", "--variance", "beta"],
                            "--variance beta"),
