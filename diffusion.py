@@ -122,7 +122,7 @@ class Diffusion:
     def posterior_sample(self, x_0, x_t, t, temperature=1.0):
         """Sample x_{t-1} ~ q(x_{t-1} | x_t, x_0); with x_0 = G(x_t, z, t) it is p_theta of eq. (10).
 
-        temperature times the noise is drawn: below 1 it is no longer q, but safer (Kingma, Dhariwal 2018, sec. 6).
+        temperature scales the noise: 1 is q; less, ours, trades variety for fewer broken images.
         """
         mean, variance = self.posterior(x_0, x_t, t)
         return mean + temperature * torch.sqrt(variance) * torch.randn_like(x_t)
@@ -197,7 +197,7 @@ class Diffusion:
     def ddgan(self, G, x_T, z_dim, temperature=1.0):
         """The chain of eq. (10): x_{t-1} ~ q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) with z ~ N(0, I) of (B, z_dim).
 
-        A temperature below 1, of q's noise, trades variety for fewer broken images; 1 is (10).
+        temperature is posterior_sample's.
         """
         x_t = x_T
         for step in range(self.T, 0, -1):

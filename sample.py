@@ -1,6 +1,7 @@
 """Draw images from trained checkpoints: the rows of figures 2, 4, 6-9.
 
     python sample.py weights/ddgan.pt                                  # a grid of 64 in samples.png
+    python sample.py weights/ddgan.pt --temperature 0.7                # fewer broken garments, less variety
     python sample.py weights/ddpm.pt weights/ddgan.pt --sampler ddim --steps 50 -n 12
     python sample.py weights/ddgan.pt -n 10000 --npy samples.npy       # for fid.py, or any other FID
     python sample.py weights/ddpm.pt weights/ddgan.pt --denoise 0.75 -n 6    # section 2.2: which x_0 fit this x_t?

@@ -3,10 +3,11 @@
     python experiments/blind.py weights/ddpm.pt weights/ddgan.pt weights/siddm.pt --steps 50 --seed 1 --out sheets
     python experiments/blind.py --count figures/blind-shipped.csv
 
-The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. What
-tile is whose goes into sheets/blind.csv, which raters must not see. Add a row for each rater, with the tiles that are
-broken: `rater,ann,1A3 2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are, and tells
-how likely two counts differ so by chance.
+The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. In
+place of a model stands an .npy file or a folder of samples, of which the first are taken. What tile is whose goes into
+sheets/blind.csv, which raters must not see. Add a row for each rater, with the tiles that are broken: `rater,ann,1A3
+2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are, and tells how likely two counts
+differ so by chance.
 """
 
 import sys
@@ -24,8 +25,8 @@ from scipy.stats import fisher_exact
 
 from data import DATA_SETS, image_grid, save_figure, subplots
 from data import load as load_images
-from fid import add_to_csv, read_csv
-from model import add_sampler_flags, load, sampler_flags
+from fid import add_to_csv, load_source, read_csv
+from model import Model, add_sampler_flags, sampler_flags
 
 RULE = """for the raters: call a tile broken if its garment has holes where none has them, blots or stray fragments,
 unnatural stripes, is two kinds in one, or no garment at all. Low resolution, dark pictures, prints, knitwear's stripes,
@@ -92,13 +93,18 @@ def count(path):
 
 def draw(args):
     """Write the sheets and blind.csv."""
-    models = {path: load(path, args.device) for path in args.models}
-    first = next(iter(models.values()))
-    real = load_images(first.args["data"], "test", args.root)
-    for path, model in models.items():
-        if model.shape != tuple(real.shape[1:]) or model.args["data"] != first.args["data"]:
-            raise cli.BadInput(f"{path} was trained on {model.args['data']}, and {args.models[0]} on "
-                               f"{first.args['data']}: give models of the same data")
+    sources = {path: load_source(path, args.device)[1] for path in args.sources}
+    models = [source for source in sources.values() if isinstance(source, Model)]
+    data = models[0].args["data"] if models else "fashion-mnist"
+    real = load_images(data, "test", args.root)
+    for path, source in sources.items():
+        model = isinstance(source, Model)
+        shape, trained_on = (source.shape, source.args["data"]) if model else (tuple(source.shape[1:]), data)
+        if shape != tuple(real.shape[1:]) or trained_on != data:
+            raise cli.BadInput(f"{path} has {trained_on} images of shape {shape}, to compare with {data} of "
+                               f"{tuple(real.shape[1:])}: give sources of the same data")
+        if not model and len(source) < args.each:
+            raise cli.BadInput(f"{path} holds {len(source)} images: give --each {len(source)}, or fewer")
     if args.each > len(real):
         raise cli.BadInput(f"--each {args.each}: there are {len(real)} real images to compare with: give fewer")
 
@@ -106,14 +112,16 @@ def draw(args):
         return torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
 
     images = [real[shuffled(len(real))[:args.each]]]
-    for model, flags in zip(models.values(), sampler_flags(args, list(models.values()))):
-        images.append(model.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags))
+    flags = dict(zip(models, sampler_flags(args, models)))
+    for source in sources.values():
+        images.append(source.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags[source])
+                      if isinstance(source, Model) else source[:args.each])
     order = shuffled(args.each * len(images))
     sheets = torch.cat(images)[order].split(len(TILES))
     for number, sheet in enumerate(sheets, start=1):
         draw_sheet(sheet, Path(args.out, f"{number}.png"))
     places = [f"{number}{tile}" for number, sheet in enumerate(sheets, start=1) for tile in TILES[:len(sheet)]]
-    for i, name in enumerate(["the test set" if first.args["data"] in DATA_SETS else "the data", *models]):
+    for i, name in enumerate(["the test set" if data in DATA_SETS else "the data", *sources]):
         tiles = [place for place, source in zip(places, (order // args.each).tolist()) if source == i]
         row = {"kind": "source", "name": name, "tiles": " ".join(tiles)}
         add_to_csv(Path(args.out, "blind.csv"), row, COLUMNS, check)
@@ -123,21 +131,22 @@ def draw(args):
 def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("models", nargs="*", type=cli.path, metavar="MODEL", help="model.pt of models of the same data")
-    flag("--each", type=cli.number(int, 1), default=128, help="images of each model, and of the test set")
+    flag("sources", nargs="*", type=cli.path, metavar="SOURCE", help="model.pt of models of the same data, or samples: "
+         "an .npy file or a folder")
+    flag("--each", type=cli.number(int, 1), default=128, help="images of each source, and of the test set")
     flag("--out", type=cli.path, default="sheets", help="folder for the sheets, 1.png and so on, and blind.csv")
     flag("--count", type=cli.path, metavar="FILE", help="count the marks of such a blind.csv, and draw nothing")
     flag("--root", type=cli.path, default="data", help="folder for the data sets that have a name")
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
-    if bool(args.models) == bool(args.count):
+    if bool(args.sources) == bool(args.count):
         raise cli.BadInput("give models to draw, or --count FILE: one of the two")
     if args.count:
         return count(args.count)
     table = Path(args.out, "blind.csv")
     if table.exists():
         raise cli.BadInput(f"{table} exists, and may have raters' marks: choose another --out")
-    cli.check_outputs(table, inputs=args.models)
+    cli.check_outputs(table, inputs=args.sources)
     draw(args)
 
 

@@ -1,8 +1,8 @@
 """The kinds of garments among samples, as the fashion classifier sees them: python experiments/shares.py MODEL ...
 
 A line for the test set and for each model, in percent: the ten kinds, and "off", how many would have to be of another
-kind for the shares to be the test set's. 2,000 samples, seed 0; of a DDPM, DDIM with 50 steps. The line of 2,000
-training images shows how much of "off" is chance.
+kind for the shares to be the test set's. 2,000 samples; of a DDPM by all its steps, unless flags say otherwise. The
+line of 2,000 training images shows how much of "off" is chance.
 """
 
 import sys
@@ -15,7 +15,7 @@ import cli  # before torch, so that Ctrl-C is quiet from here on
 # isort: split
 from data import load as load_images
 from features import KINDS, check_shape, kinds
-from model import load
+from model import add_sampler_flags, load, sampler_flags
 
 SAMPLES = 2000
 
@@ -28,16 +28,20 @@ def shares(images):
 def main(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("models", nargs="+", type=cli.path, metavar="MODEL", help="model.pt of a trainer")
-    models = {path: load(path) for path in parser.parse_args(argv).models}
-    for model in models.values():
+    add_sampler_flags(parser)
+    args = parser.parse_args(argv)
+    models = [load(path, args.device) for path in args.models]
+    flags = sampler_flags(args, models)
+    for model, arguments in zip(models, flags):
         check_shape("fashion", model.shape)
+        model.sampler(**arguments)  # wrong flags are reported before any work
     real = shares(load_images("fashion-mnist", "test", HOME / "data"))
     training = load_images("fashion-mnist", "train", HOME / "data")
     print("".join(f"{kind:>9}" for kind in [*KINDS, "off"]))
     print_line(real, real, "test set")
     print_line(shares(training[:SAMPLES]), real, f"{SAMPLES} training images")
-    for path, model in models.items():
-        print_line(shares(model.generate(SAMPLES, **model.fast_sampler())), real, path)
+    for path, model, arguments in zip(args.models, models, flags):
+        print_line(shares(model.generate(SAMPLES, args.seed, args.batch, args.amp, **arguments)), real, path)
 
 
 def print_line(generated, real, name):

@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import HOME, needs_data
@@ -27,13 +28,16 @@ def test_a_marked_tile_counts_for_the_source_of_its_image(tmp_path, monkeypatch,
     sheets = []
     monkeypatch.setattr(blind, "draw_sheet", lambda images, path: sheets.append(images))
     out = tmp_path / "sheets"
-    run(DDGAN, DDPM, "--sampler", "ddim", "--steps", "2", "--each", "23", "--seed", "3", "--out", out)
-    assert [len(sheet) for sheet in sheets] == [64, 5]  # 69 images
+    samples = str(tmp_path / "samples.npy")
+    np.save(samples, load("fashion-mnist", "train", HOME / "data")[:30].numpy())
+    run(DDGAN, DDPM, samples, "--sampler", "ddim", "--steps", "2", "--each", "23", "--seed", "3", "--out", out)
+    assert [len(sheet) for sheet in sheets] == [64, 28]  # 92 images
     shown = {f"{number}{tile}": image for number, sheet in enumerate(sheets, start=1)
              for tile, image in zip(blind.TILES, sheet)}
     images = {"the test set": load("fashion-mnist", "test", HOME / "data"),
               DDGAN: load_model(DDGAN, "cpu").generate(23, seed=3),
-              DDPM: load_model(DDPM, "cpu").generate(23, seed=3, sampler="ddim", steps=2)}
+              DDPM: load_model(DDPM, "cpu").generate(23, seed=3, sampler="ddim", steps=2),
+              samples: load("fashion-mnist", "train", HOME / "data")[:23]}
     with open(out / "blind.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == list(images)
@@ -46,10 +50,11 @@ def test_a_marked_tile_counts_for_the_source_of_its_image(tmp_path, monkeypatch,
     capsys.readouterr()
     blind.main(["--count", str(out / "blind.csv")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[-3:] for line in lines[:4]] == [
-        ["images", "ann", "bob"], ["23", "0", "0"], ["23", "23", "0"], ["23", "1", "0"]]
+    assert [line[-3:] for line in lines[:5]] == [
+        ["images", "ann", "bob"], ["23", "0", "0"], ["23", "23", "0"], ["23", "1", "0"], ["23", "0", "0"]]
     # of 23 and 23 images 0 and 23, or 0 and 1 broken: 2 / C(46, 23) = 2e-13, and 1
-    assert [line[-2:] for line in lines[5:]] == [["0.000", "1.000"], ["1.000", "1.000"], ["0.000", "1.000"]]
+    assert [line[-2] for line in lines[6:]] == ["0.000", "1.000", "1.000", "0.000", "0.000", "1.000"]
+    assert {line[-1] for line in lines[6:]} == {"1.000"}
     with pytest.raises(cli.BadInput, match="may have raters' marks"):
         run(DDGAN, "--out", out)
 
@@ -67,7 +72,7 @@ def test_a_sheets_tiles_are_where_their_names_say(monkeypatch, tmp_path):
         assert pixels[round(ticks[0][tile[0]]), round(ticks[1][tile[1]]), 0] == i
 
 
-@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten"])
+@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten", "temperature"])
 def test_the_marks_of_the_pages_fit_their_sheets(name):
     sources, raters = blind.read(HOME / "figures" / f"blind-{name}.csv")
     assert len(set().union(*sources.values())) == sum(map(len, sources.values())) and len(raters) >= 2
@@ -93,12 +98,16 @@ def test_marks_that_do_not_fit_the_sheets_are_one_line(rows, told, tmp_path):
     ([], "one of the two"),
     ([DDGAN, "--count", "b.csv"], "one of the two"),
     ([DDGAN, "--each", "10001"], "there are 10000 real images"),
-    ([DDGAN, "{tmp}/other.pt"], "models of the same data")])
+    ([DDGAN, "{tmp}/other.pt"], "sources of the same data"),
+    ([DDGAN, "{tmp}/few.npy"], "few.npy holds 3 images: give --each 3"),
+    ([DDGAN, "{tmp}/wide.npy"], "wide.npy has fashion-mnist images of shape (1, 28, 32)")])
 def test_bad_input_is_told_before_anything_is_drawn(flags, told, tmp_path, monkeypatch):
     saved = torch.load(DDPM, weights_only=True)
     saved["args"]["data"] = "mnist"
     torch.save(saved, tmp_path / "other.pt")
+    np.save(tmp_path / "few.npy", np.zeros((3, 28, 28), np.uint8))
+    np.save(tmp_path / "wide.npy", np.zeros((128, 28, 32), np.uint8))
     monkeypatch.setattr("model.Model.generate", lambda *args, **flags: pytest.fail("it drew"))
-    with pytest.raises(cli.BadInput, match=told):
+    with pytest.raises(cli.BadInput, match=re.escape(told)):
         run(*(flag.format(tmp=tmp_path) for flag in flags), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

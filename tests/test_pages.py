@@ -155,7 +155,7 @@ def test_the_table_of_2_4_has_every_objective_and_no_other():
 
 # The numbers of the pages are those of the tables in figures/ and of the shipped weights
 
-@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten"])
+@pytest.mark.parametrize("name", ["shipped", "objectives", "energy", "T", "T-2", "ddpm", "long", "ten", "temperature"])
 def test_the_results_page_has_what_the_raters_marked(name):
     sources, raters = blind.read(HOME / "figures" / f"blind-{name}.csv")
     rows = [" | ".join(str(len(tiles & raters[rater])) for rater in sorted(raters)) for tiles in sources.values()]
@@ -194,6 +194,21 @@ def test_the_results_page_has_every_seed():
         seeds = [name, f"{name}-seed1", f"{name}-seed2"]
         cells = [f"{table[seed]:.{digits}f}" for table, digits in zip(tables, (2, 3)) for seed in seeds]
         assert " | ".join(["| " + name.replace("-", ", T = "), *cells]) + " |" in PAGES["RESULTS.md"], name
+
+
+def test_the_results_page_has_the_models_at_every_temperature():
+    hot, cold = (fid.read_csv(HOME / f"figures/{file}.csv") for file in ("shipped", "temperature"))
+    table = [row | {"sampler": "temperature 1"} for row in hot if row["name"] in ("ddgan", "siddm")] + cold
+    cells = {}
+    for row in table:
+        digits = 2 if row["features"] == "fashion" else 4
+        cells.setdefault((row["name"].upper(), row["sampler"].split()[1]), {})[row["features"]] = (
+            f"{float(row['fid']):.{digits}f} +- {float(row['spread']):.{digits}f} | {float(row['precision']):.3f} | "
+            f"{float(row['recall']):.3f}")
+    assert len(cells) == 10
+    for (name, temperature), scores in cells.items():
+        line = f"| {name} | {temperature} | {scores['fashion']} | {scores['fashion-64']} |"
+        assert line in PAGES["RESULTS.md"], line
 
 
 def test_every_fid_with_a_spread_is_in_a_table():
