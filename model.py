@@ -138,8 +138,8 @@ class Model:
                 if value is not None:
                     raise BadInput(f"{flag} {value} is for DDPMs; this {self.method} always takes its T = {self.T} "
                                    "steps: leave it out")
-            if temperature is not None and self.T == 1:
-                raise BadInput(f"--temperature {temperature}: this {self.method}'s one step adds no noise: omit it")
+            if temperature is not None and start == 1:
+                raise BadInput(f"--temperature {temperature}: from t = 1 no step adds noise: leave it out")
             temperature = 1.0 if temperature is None else temperature
             process = self.diffusion.strided(start, start)
             return lambda x_t: process.ddgan(self.network, x_t, self.z_dim, temperature), start
@@ -161,7 +161,7 @@ class Model:
     def sampler_name(self, sampler=None, eta=None, variance=None, temperature=None, **_):
         """What tables call the sampler of these arguments: "" for a generator's at temperature 1."""
         if self.method != "DDPM":
-            return "" if temperature is None else f"temperature {temperature:g}"
+            return "" if temperature in (None, 1) or self.T == 1 else f"temperature {temperature:g}"
         name = f"ddim eta {eta or 0:g}" if sampler == "ddim" else "ancestral"
         return f"{name} beta" if variance == "beta" else name
 
@@ -263,8 +263,8 @@ def add_sampler_flags(parser):
     flag("--eta", type=cli.number(float, 0, 1), help="for DDIM: its noise, from 0 (default: none) to 1 (ancestral)")
     flag("--variance", choices=["beta_tilde", "beta"], help="for ancestral sampling: its noise sigma_t^2 (default: "
          "what was learned, or the posterior's, beta_tilde)")
-    flag("--temperature", type=cli.number(float, 0, 1), help="for a DDGAN or SIDDM: times the posterior's noise "
-         "(default: 1); the less, the fewer broken images, and the less variety")
+    flag("--temperature", type=cli.number(float, 0, 1), help="for a DDGAN or SIDDM: scales the noise that each "
+         "step adds (default: 1, as the paper); less breaks fewer images, and varies less")
     flag("--seed", type=cli.SEED, default=0, help="of x_T, z and the noise of each step")
     flag("--batch", type=cli.number(int, 1), default=500, help="images at a time: more is faster until memory ends; "
          "another batch, or another number of images, draws other images from the same seed")
@@ -273,9 +273,21 @@ def add_sampler_flags(parser):
 
 
 def sampler_flags(args, models):
-    """For each model its keyword arguments of Model.sampler. In a mixed list each gets those that its method has."""
-    of_ddpms = {"sampler": args.sampler, "steps": args.steps, "eta": args.eta, "variance": args.variance}
-    of_generators = {"temperature": args.temperature}
-    if len({model.method == "DDPM" for model in models}) < 2:
-        return [of_ddpms | of_generators for _ in models]
-    return [of_ddpms if model.method == "DDPM" else of_generators for model in models]
+    """For each model its keyword arguments of Model.sampler; in a list, a flag is meant for the models that have it.
+
+    Raises BadInput for wrong flags, before any work, and for flags of a sampler where there is no model.
+    """
+    given = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "variance", "temperature")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not models:
+        name, value = next(iter(given.items()))
+        raise BadInput(f"--{name} {value}: there is no model to draw from: leave it out")
+
+    def has(model, name):
+        return (model.method == "DDPM") == (name != "temperature") and (name != "temperature" or model.T > 1)
+
+    flags = [{name: value for name, value in given.items() if has(model, name) or not any(has(m, name) for m in models)}
+             for model in models]
+    for model, arguments in zip(models, flags):
+        model.sampler(**arguments)
+    return flags

@@ -171,8 +171,8 @@ def save_gif(names, chains, path):
 def names_of(args, models, evaluations):
     """The models' names for a figure, with a DDPM's sampler and evaluations, with the file's where two are alike."""
     names = [f"{model.label}, T = {model.T}" for model in models]
-    heat = "" if args.temperature is None else f", temperature {args.temperature:g}"
-    names = [f"{name}, {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else name + heat
+    names = [f"{name}, {args.sampler or 'ancestral'} {nfe}" if model.method == "DDPM" else
+             ", ".join(filter(None, [name, model.sampler_name(temperature=args.temperature)]))
              for name, model, nfe in zip(names, models, evaluations)]
     return [name if names.count(name) == 1 else f"{name}\n{label(path)}" for name, path in zip(names, args.checkpoints)]
 

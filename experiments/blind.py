@@ -4,10 +4,10 @@
     python experiments/blind.py --count figures/blind-shipped.csv
 
 The first line draws as many images of each model as of the test set, and shuffles them onto sheets of 8 x 8 tiles. In
-place of a model stands an .npy file or a folder of samples, of which the first are taken. What tile is whose goes into
-sheets/blind.csv, which raters must not see. Add a row for each rater, with the tiles that are broken: `rater,ann,1A3
-2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they are, and tells how likely two counts
-differ so by chance.
+place of a model may stand samples, an .npy file or a folder of images; where no model tells their data, they are
+garments. What tile is whose goes into sheets/blind.csv, which raters must not see. Add a row for each rater, with the
+tiles that are broken: `rater,ann,1A3 2H8` for tile A3 of sheet 1 and H8 of sheet 2. The second line counts whose they
+are, and tells how likely two counts differ so by chance.
 """
 
 import sys
@@ -98,13 +98,16 @@ def draw(args):
     data = models[0].args["data"] if models else "fashion-mnist"
     real = load_images(data, "test", args.root)
     for path, source in sources.items():
-        model = isinstance(source, Model)
-        shape, trained_on = (source.shape, source.args["data"]) if model else (tuple(source.shape[1:]), data)
-        if shape != tuple(real.shape[1:]) or trained_on != data:
-            raise cli.BadInput(f"{path} has {trained_on} images of shape {shape}, to compare with {data} of "
-                               f"{tuple(real.shape[1:])}: give sources of the same data")
-        if not model and len(source) < args.each:
+        shape = source.shape if isinstance(source, Model) else tuple(source.shape[1:])
+        if shape != tuple(real.shape[1:]):
+            raise cli.BadInput(f"{path} has images of shape {shape}, and {data} of {tuple(real.shape[1:])}: give "
+                               "sources of the same data")
+        if isinstance(source, Model) and source.args["data"] != data:
+            raise cli.BadInput(f"{path} was trained on {source.args['data']}, and another model on {data}: give "
+                               "sources of the same data")
+        if isinstance(source, torch.Tensor) and len(source) < args.each:
             raise cli.BadInput(f"{path} holds {len(source)} images: give --each {len(source)}, or fewer")
+    flags = dict(zip(models, sampler_flags(args, models)))
     if args.each > len(real):
         raise cli.BadInput(f"--each {args.each}: there are {len(real)} real images to compare with: give fewer")
 
@@ -112,10 +115,9 @@ def draw(args):
         return torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))
 
     images = [real[shuffled(len(real))[:args.each]]]
-    flags = dict(zip(models, sampler_flags(args, models)))
     for source in sources.values():
         images.append(source.generate(args.each, args.seed, args.batch, args.amp, progress=True, **flags[source])
-                      if isinstance(source, Model) else source[:args.each])
+                      if isinstance(source, Model) else source[shuffled(len(source))[:args.each].sort().values])
     order = shuffled(args.each * len(images))
     sheets = torch.cat(images)[order].split(len(TILES))
     for number, sheet in enumerate(sheets, start=1):
@@ -132,7 +134,7 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("sources", nargs="*", type=cli.path, metavar="SOURCE", help="model.pt of models of the same data, or samples: "
-         "an .npy file or a folder")
+         "an .npy file or a folder of images")
     flag("--each", type=cli.number(int, 1), default=128, help="images of each source, and of the test set")
     flag("--out", type=cli.path, default="sheets", help="folder for the sheets, 1.png and so on, and blind.csv")
     flag("--count", type=cli.path, metavar="FILE", help="count the marks of such a blind.csv, and draw nothing")
@@ -140,7 +142,7 @@ def main(argv=None):
     add_sampler_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.sources) == bool(args.count):
-        raise cli.BadInput("give models to draw, or --count FILE: one of the two")
+        raise cli.BadInput("give models or samples, or --count FILE: one of the two")
     if args.count:
         return count(args.count)
     table = Path(args.out, "blind.csv")

@@ -74,6 +74,7 @@ def main(argv=None):
         if model.shape != (1, 28, 28) or model.T < 4:
             raise cli.BadInput(f"{path}: images of {model.shape}, T = {model.T}: give models of 28 x 28 garments with "
                                "T = 4 or more")
+    flags_of = sampler_flags(args, models)
     test = load_images("fashion-mnist", "test", args.root)
     edits, sketches = reduced(test[:args.samples]), torch.cat([drawn(), reduced(test[[0, 11, 18]])])
     features = load_features("fashion", device=args.device)
@@ -82,18 +83,20 @@ def main(argv=None):
     figure, axes = subplots(len(models), 3, figsize=(13, 3.4 * len(models)), squeeze=False, layout="constrained")
     print(f"{len(edits)} test images in 7 x 7 blocks of four grey levels, seed {args.seed}")
     print(f"{'':30}     t   NFE  distance     FID  s/image")
-    for row, path, model, flags in zip(axes, args.models, models, sampler_flags(args, models)):
+    for row, path, model, flags in zip(axes, args.models, models, flags_of):
         for axis, quarter in zip(row, (1, 2, 3)):
             start = quarter * model.T // 4
-            steps = {"steps": max(1, flags["steps"] * quarter // 4)} if flags.get("steps") else {}
-            how = {**flags, **steps, "start": start, "seed": args.seed, "batch": args.batch, "amp": args.amp}
+            shorter = {"steps": max(1, flags["steps"] * quarter // 4)} if "steps" in flags else {}
+            if start == 1 and "temperature" in flags:
+                shorter["temperature"] = None  # no step from t = 1 adds noise
+            how = {**flags, **shorter, "start": start, "seed": args.seed, "batch": args.batch, "amp": args.amp}
             edited = model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))
             shown = torch.cat([sketches[:, None], edited], dim=1)
             axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
             generated, seconds = model.generate_timed(len(edits), edit=edits, **how)
             distance = (blocks(generated) - blocks(edits)).square().mean().sqrt().item()
             fid = frechet_distance(mu, sigma, *statistics_of(features, generated))
-            nfe = model.sampler(**flags | steps, start=start)[1]
+            nfe = model.sampler(**flags | shorter, start=start)[1]
             axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
             axis.axis("off")
             print(f"{path:30} {start:5} {nfe:5} {distance:9.1f} {fid:7.2f} {seconds / len(edits):8.4f}", flush=True)

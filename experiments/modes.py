@@ -48,6 +48,7 @@ def main(argv=None):
     for path, model in zip(args.models, models):
         if model.shape != (3, 28, 28):
             raise cli.BadInput(f"{path} draws images of shape {model.shape}: train one with --data stacked")
+    flags = sampler_flags(args, models)
 
     def report(name, images):
         seen, kl = coverage(modes(images, args.device))
@@ -57,8 +58,8 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     real = load_images("stacked", "test", args.root)
     report("real stacks, of the test set", random_batch(real, args.samples, mixed=True))
-    for path, model, flags in zip(args.models, models, sampler_flags(args, models)):
-        report(path, model.generate(args.samples, args.seed, args.batch, args.amp, progress=True, **flags))
+    for path, model, arguments in zip(args.models, models, flags):
+        report(path, model.generate(args.samples, args.seed, args.batch, args.amp, progress=True, **arguments))
 
 
 if __name__ == "__main__":

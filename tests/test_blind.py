@@ -29,7 +29,7 @@ def test_a_marked_tile_counts_for_the_source_of_its_image(tmp_path, monkeypatch,
     monkeypatch.setattr(blind, "draw_sheet", lambda images, path: sheets.append(images))
     out = tmp_path / "sheets"
     samples = str(tmp_path / "samples.npy")
-    np.save(samples, load("fashion-mnist", "train", HOME / "data")[:30].numpy())
+    np.save(samples, load("fashion-mnist", "train", HOME / "data")[:23].numpy())
     run(DDGAN, DDPM, samples, "--sampler", "ddim", "--steps", "2", "--each", "23", "--seed", "3", "--out", out)
     assert [len(sheet) for sheet in sheets] == [64, 28]  # 92 images
     shown = {f"{number}{tile}": image for number, sheet in enumerate(sheets, start=1)
@@ -100,7 +100,9 @@ def test_marks_that_do_not_fit_the_sheets_are_one_line(rows, told, tmp_path):
     ([DDGAN, "--each", "10001"], "there are 10000 real images"),
     ([DDGAN, "{tmp}/other.pt"], "sources of the same data"),
     ([DDGAN, "{tmp}/few.npy"], "few.npy holds 3 images: give --each 3"),
-    ([DDGAN, "{tmp}/wide.npy"], "wide.npy has fashion-mnist images of shape (1, 28, 32)")])
+    (["{tmp}/few.npy"], "few.npy holds 3 images: give --each 3"),
+    ([DDGAN, "{tmp}/wide.npy"], "wide.npy has images of shape (1, 28, 32), and fashion-mnist of (1, 28, 28)"),
+    ([DDGAN, DDPM, "--steps", "2", "--temperature", "0.5", "--eta", "0.5"], "--eta 0.5")])
 def test_bad_input_is_told_before_anything_is_drawn(flags, told, tmp_path, monkeypatch):
     saved = torch.load(DDPM, weights_only=True)
     saved["args"]["data"] = "mnist"

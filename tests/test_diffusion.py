@@ -208,14 +208,19 @@ def test_a_perfect_generator_makes_the_ddgan_sampler_return_the_data_in_few_step
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_a_temperature_scales_the_noise_of_every_step_of_the_chain_and_nothing_else(temperature):
     """With G = x_t / 2 + z the chain is linear: the variance of each x_{t-1} follows from that of x_t."""
-    diffusion, n = Diffusion(4), 200_000
-    samples = diffusion.ddgan(lambda x_t, z, t: x_t / 2 + z, torch.randn(n, 1), z_dim=1, temperature=temperature)
+    diffusion, n, seen = Diffusion(4), 200_000, []
+
+    def G(x_t, z, t):
+        seen.append(x_t)
+        return x_t / 2 + z
+
+    x_0 = diffusion.ddgan(G, torch.randn(n, 1), z_dim=1, temperature=temperature)
     variance = 1.0
-    for t in (4, 3, 2, 1):
+    for t, x_prev in zip((4, 3, 2, 1), [*seen[1:], x_0]):
         by_x_0, by_x_t, noise = (table[t].item() for table in (diffusion.mean_x_0, diffusion.mean_x_t,
                                                                diffusion.beta_tilde))
         variance = (by_x_0 / 2 + by_x_t) ** 2 * variance + by_x_0**2 + temperature**2 * noise
-    assert samples.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))  # five standard errors
+        assert x_prev.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))  # five standard errors
 
 
 @pytest.mark.parametrize("clip", [True, False])

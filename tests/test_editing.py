@@ -90,6 +90,8 @@ def test_the_command_shows_the_sketch_and_what_became_of_it(files, capsys):
     (["ddgan.pt", "--denoise", "0.5", "--chain"], "--chain"),
     (["ddgan.pt", "--denoise", "0.5", "--from", "2"], "--from"),
     (["ddgan.pt", "--denoise", "0.5", "--eta", "0"], "--eta"),
+    (["ddgan.pt", "--denoise", "0.5", "--temperature", "0.5"], "--temperature"),
+    (["ddgan.pt", "--edit", "sketch.png", "--from", "1", "--temperature", "0.5"], "--temperature 0.5"),
     (["ddgan.pt", "--denoise", "0.5", "--out", "x.gif"], "x.gif"),
     (["ddgan.pt", "--chain", "--npy", "x.npy"], "--npy x.npy"),
     (["ddgan.pt", "--out", "x.gif"], "x.gif"),

@@ -480,6 +480,21 @@ def test_the_reference_is_the_split_that_is_named():
         assert len(fid.load_reference(argparse.Namespace(reference=name, root=HERE / "data"), [])[1]) == n
 
 
+def test_the_table_names_the_temperature_that_the_images_were_drawn_at(folder, monkeypatch):
+    common = ["--reference", "real.npy", "--samples", 20, "--csv", "fid.csv"]
+    for flags in ([], ["--temperature", 0.5]):
+        run(monkeypatch, folder, HERE / "weights/ddgan.pt", *common, *flags)
+    with open("fid.csv", newline="") as file:
+        hot, cold = csv.DictReader(file)
+    assert (hot["sampler"], cold["sampler"]) == ("", "temperature 0.5") and hot["fid"] != cold["fid"]
+
+
+def test_flags_of_a_sampler_need_a_model(folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, folder, "images.npy", "--reference", "real.npy", "--temperature", 0.5)
+    assert "--temperature 0.5: there is no model" in capsys.readouterr().err
+
+
 def test_csv_collects_the_rows_of_every_run_and_plot_draws_them(folder, monkeypatch, capsys):
     common = ["--reference", "real.npy", "--samples", 20, "--csv", "fid.csv", "--seed", 3]
     run(monkeypatch, folder, "images.npy", "DDGAN/model.pt", *common)

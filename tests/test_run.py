@@ -389,14 +389,17 @@ def test_the_temperature_reaches_the_chain(temperature):
     ("ddpm", {"sampler": "ddim", "eta": 0.5}, "ddim eta 0.5"),
     ("ddgan", {}, ""),
     ("ddgan", {"temperature": 0.7}, "temperature 0.7"),
+    ("ddgan", {"temperature": 1.0}, ""),
+    ("ddgan-1", {"temperature": 0.7}, ""),
     ("ddgan", {"temperature": 0.0}, "temperature 0")])
 def test_what_tables_call_a_sampler(weights, arguments, name):
     assert load(HOME / f"weights/{weights}.pt", "cpu").sampler_name(**arguments) == name
 
 
-def test_one_step_has_no_noise_for_a_temperature():
-    with pytest.raises(cli.BadInput, match="adds no noise"):
-        load(HOME / "weights/ddgan-1.pt").generate(1, temperature=0.5)
+def test_from_t_1_there_is_no_noise_for_a_temperature():
+    for weights, flags in (("ddgan-1", {}), ("ddgan", {"start": 1, "edit": torch.zeros(1, 1, 28, 28).byte()})):
+        with pytest.raises(cli.BadInput, match="no step adds noise"):
+            load(HOME / f"weights/{weights}.pt").generate(1, temperature=0.5, **flags)
 
 
 def test_resuming_from_another_folder_finds_its_images(images, monkeypatch):

@@ -217,6 +217,9 @@ def test_in_a_mixed_list_each_model_gets_the_samplers_flags_of_its_method(runs, 
     assert status == 0 and "ddim 2: 2 network" in out and "DDGAN js, T = 4: 4 network" in out
     status, out, _ = run(*mixed, "--sampler", "ddim", "--steps", 2, "--temperature", 0.5)
     assert status == 0 and "ddim 2: 2 network" in out and "DDGAN js, T = 4, temperature 0.5: 4 network" in out
+    one_step = HOME / "weights/ddgan-1.pt"
+    status, out, _ = run("sample.py", one_step, *mixed[2:], "--temperature", 0.5)
+    assert status == 0 and "DDGAN js, T = 1: 1 network" in out and "T = 4, temperature 0.5: 4 network" in out
 
 
 def test_one_noisy_image_has_one_mean_and_many_denoisings(runs, tmp_path, run):
@@ -407,8 +410,13 @@ def test_the_benchmark_measures_every_step_and_a_fid():
     assert float(ours[6]) > 0  # its FID
 
 
-def test_shares_of_the_test_set_are_a_tenth_each_and_a_models_sum_to_one(runs, run):
-    status, out, _ = run("experiments/shares.py", runs / "DDGAN/model.pt", runs / "DDPM/model.pt")
+def test_shares_of_the_test_set_are_a_tenth_each_and_a_models_sum_to_one(runs, run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Model, "generate", lambda *args, generate=Model.generate, **flags: (
+        drawn.append(flags) or generate(*args, **flags)))
+    status, out, _ = run("experiments/shares.py", runs / "DDGAN/model.pt", runs / "DDPM/model.pt", "--steps", 2,
+                         "--temperature", 0.5)
+    assert drawn == [{"temperature": 0.5}, {"steps": 2}]
     real, *made = ([float(cell) for cell in line.split()[:11]] for line in out.splitlines()[1:])
     assert status == 0 and real == pytest.approx([10] * 10 + [0], abs=1.5)  # the classifier errs on 7 % of them
     for *shares, off in made:
