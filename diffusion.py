@@ -122,7 +122,7 @@ class Diffusion:
     def posterior_sample(self, x_0, x_t, t, temperature=1.0):
         """Sample x_{t-1} ~ q(x_{t-1} | x_t, x_0); with x_0 = G(x_t, z, t) it is p_theta of eq. (10).
 
-        temperature scales the noise: 1 is q; less, ours, trades variety for fewer broken images.
+        temperature scales the noise: 1 is q; less is ours, for fewer broken images that vary less.
         """
         mean, variance = self.posterior(x_0, x_t, t)
         return mean + temperature * torch.sqrt(variance) * torch.randn_like(x_t)
