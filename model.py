@@ -284,7 +284,9 @@ def sampler_flags(args, models):
         raise BadInput(f"--{name} {value}: there is no model to draw from: leave it out")
 
     def has(model, name):
-        return (model.method == "DDPM") == (name != "temperature") and (name != "temperature" or model.T > 1)
+        if name == "temperature":
+            return model.method != "DDPM" and model.T > 1
+        return model.method == "DDPM"
 
     flags = [{name: value for name, value in given.items() if has(model, name) or not any(has(m, name) for m in models)}
              for model in models]
