@@ -185,7 +185,7 @@ def score(args):
     sources = [load_source(path, args.device) for path in args.sources]
     models = [source for _, source in sources if not isinstance(source, torch.Tensor)]
     flags = dict(zip(models, sampler_flags(args, models)))
-    nfe = {model: model.sampler(**flags[model])[1] for model in models}  # wrong flags are reported before any work
+    nfe = {model: model.sampler(**flags[model])[1] for model in models}
     reference, real = load_reference(args, models)
     check_shape(args.features, real.shape[1:])
     check_source(args.reference, real, reference, real, K + 1)

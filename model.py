@@ -254,6 +254,10 @@ def eps_from(predict, output, x_t, t, diffusion):
 # -- flags ----------------------------------------------------------------------------------------------------
 
 
+OF_DDPMS = ("sampler", "steps", "eta", "variance")  # flags of `Model.sampler`
+SAMPLER_FLAGS = (*OF_DDPMS, "temperature")
+
+
 def add_sampler_flags(parser):
     """The flags of `Model.sampler` and `Model.generate`."""
     flag = parser.add_argument
@@ -277,16 +281,13 @@ def sampler_flags(args, models):
 
     Raises BadInput for wrong flags, before any work, and for flags of a sampler where there is no model.
     """
-    given = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "variance", "temperature")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(args, name) for name in SAMPLER_FLAGS if getattr(args, name) is not None}
     if given and not models:
         name, value = next(iter(given.items()))
         raise BadInput(f"--{name} {value}: there is no model to draw from: leave it out")
 
     def has(model, name):
-        if name == "temperature":
-            return model.method != "DDPM" and model.T > 1
-        return model.method == "DDPM"
+        return model.method == "DDPM" if name in OF_DDPMS else model.method != "DDPM" and model.T > 1
 
     flags = [{name: value for name, value in given.items() if has(model, name) or not any(has(m, name) for m in models)}
              for model in models]

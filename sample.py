@@ -24,7 +24,7 @@ import torch
 from cli import BadInput, number, one_line, write_atomically
 from data import image_grid, label, normalize, opaque, save_figure, save_grid, subplots, to_uint8
 from data import load as load_images
-from model import add_sampler_flags, load, sampler_flags, seeded
+from model import SAMPLER_FLAGS, add_sampler_flags, load, sampler_flags, seeded
 
 
 def denoise(model, x_0, s, draws, seed=0):
@@ -85,7 +85,7 @@ def save_columns(columns, path):
 
 def draw_denoising(args, models):
     """--denoise: the figure of section 2.2, a DDPM's mean of all possible x_0 beside a generator's draws."""
-    for name in ("npy", "edit", "from", "chain", "sampler", "steps", "eta", "variance", "temperature"):
+    for name in ("npy", "edit", "from", "chain", *SAMPLER_FLAGS):
         value = getattr(args, "start" if name == "from" else name)
         if value is not None and value is not False:
             raise BadInput(f"--{name} has no meaning with --denoise, which draws no samples: leave it out")

@@ -86,17 +86,19 @@ def main(argv=None):
     for row, path, model, flags in zip(axes, args.models, models, flags_of):
         for axis, quarter in zip(row, (1, 2, 3)):
             start = quarter * model.T // 4
-            shorter = {"steps": max(1, flags["steps"] * quarter // 4)} if "steps" in flags else {}
-            if start == 1 and "temperature" in flags:
-                shorter["temperature"] = None  # no step from t = 1 adds noise
-            how = {**flags, **shorter, "start": start, "seed": args.seed, "batch": args.batch, "amp": args.amp}
+            sampler = {**flags, "start": start}
+            if "steps" in flags:
+                sampler["steps"] = max(1, flags["steps"] * quarter // 4)
+            if start == 1:
+                sampler.pop("temperature", None)  # no step from t = 1 adds noise
+            how = {**sampler, "seed": args.seed, "batch": args.batch, "amp": args.amp}
             edited = model.generate(48, edit=sketches.repeat_interleave(8, dim=0), **how).unflatten(0, (6, 8))
             shown = torch.cat([sketches[:, None], edited], dim=1)
             axis.imshow(image_grid(shown.flatten(0, 1), columns=9), interpolation="nearest")
             generated, seconds = model.generate_timed(len(edits), edit=edits, **how)
             distance = (blocks(generated) - blocks(edits)).square().mean().sqrt().item()
             fid = frechet_distance(mu, sigma, *statistics_of(features, generated))
-            nfe = model.sampler(**flags | shorter, start=start)[1]
+            nfe = model.sampler(**sampler)[1]
             axis.set_title(label(f"{model.label}, t = {start} of {model.T}, {nfe} evaluations"), fontsize=10)
             axis.axis("off")
             print(f"{path:30} {start:5} {nfe:5} {distance:9.1f} {fid:7.2f} {seconds / len(edits):8.4f}", flush=True)
